@@ -1,0 +1,241 @@
+"""Config in, plain values out: composing, checking, hashing. Nothing is built here."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hypimg.errors import UserError, nearest
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+
+# Bumped when the same config comes to mean another result.
+RESULT_VERSION = 1
+
+# What a run is a function of, beside its seed. Everything else (device, paths, loggers, evaluators) stays out of the key.
+KEY_GROUPS = (
+    "dataset",
+    "augment",
+    "backbone",
+    "space",
+    "head",
+    "objective",
+    "optimizer",
+    "scheduler",
+    "trainer",
+)
+
+# Configs are code: only these may be called from one.
+ALLOWED_MODULES = ("hypimg.", "torch.optim.", "geoopt.optim.")
+
+
+@contextlib.contextmanager
+def hydra_session() -> Iterator[None]:
+    """Hydra initialised on our configs, and every error of the user's brought to one line."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    if not CONFIG_DIR.is_dir():
+        raise UserError("configs", CONFIG_DIR, "not found; run from a checkout of hypimg (pip install -e .)")
+    initialised = GlobalHydra.instance().is_initialized()
+    session = contextlib.nullcontext() if initialised else initialize_config_dir(str(CONFIG_DIR), "hypimg", "1.3")
+    with session:
+        try:
+            yield
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error) from error
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The config of one run, checked.
+
+    overrides: Hydra's `key=value` words.  Raises UserError for an unknown key, group member or experiment (with the
+    nearest right names), a value out of range, or a `_target_` that configs may not call.
+    """
+    from hydra import compose as hydra_compose
+
+    with hydra_session():
+        cfg = hydra_compose("train", overrides)
+        check(cfg)
+    return cfg
+
+
+def compose_group(group: str, name: str) -> DictConfig:
+    """One member of a config group by itself, e.g. ("evaluator", "ood_omniglot")."""
+    path = CONFIG_DIR / group / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(group, name, f"not in configs/{group}; {nearest(name, members(group))}")
+    cfg = OmegaConf.load(path)
+    assert isinstance(cfg, DictConfig)
+    check_targets(cfg, group)
+    return cfg
+
+
+def members(group: str) -> list[str]:
+    """The names that a config group holds."""
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError for what can be seen to be wrong before anything is built or read."""
+    name = OmegaConf.select(cfg, "name", throw_on_missing=False)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError("name", name, "the run's folder: letters, digits, _ and - only; experiments set it")
+    if not _is_number(cfg.c) or not cfg.c > 0:
+        raise UserError("c", cfg.c, "must be a number > 0; for c = 0 use space=euclidean")
+    for key, lowest in (("dim", 1), ("seed", 0)):
+        if not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or cfg[key] < lowest:
+            raise UserError(key, cfg[key], f"must be a whole number ≥ {lowest}")
+    if cfg.threads is not None and (not isinstance(cfg.threads, int) or cfg.threads < 1):
+        raise UserError("threads", cfg.threads, "must be a whole number ≥ 1, or null for all cores")
+    check_targets(cfg)
+    OmegaConf.to_container(cfg, resolve=True)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Each node with a `_target_`, with its path in the config."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield path, node
+        keys: Iterator[Any] = iter(node)
+    elif isinstance(node, ListConfig):
+        keys = iter(range(len(node)))
+    else:
+        return
+    for key in keys:
+        if OmegaConf.is_missing(node, key):
+            continue
+        yield from targets(node[key], f"{path}.{key}" if path else str(key))
+
+
+def check_targets(cfg: Any, path: str = "") -> None:
+    """Raise UserError unless each `_target_` resolves to a class or function of an allowed module, with known arguments."""
+    for where, node in targets(cfg, path):
+        target = resolve_target(node["_target_"], f"{where}._target_" if where else "_target_")
+        arguments = {str(key) for key in node if not str(key).startswith("_")}
+        known = inspect.signature(target).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            continue
+        for unknown in sorted(arguments - known.keys()):
+            raise UserError(f"{where}.{unknown}", node[unknown], f"unknown argument; {nearest(unknown, known)}")
+
+
+def resolve_target(target: object, where: str = "_target_") -> Any:
+    """The class or function that a `_target_` names; the object itself is checked, not only its dotted name.
+
+    `torch.nn.modules.module.torch.load` begins like a torch module and is none: what counts is where the object that
+    the name leads to was defined.
+    """
+    refused = UserError(where, target, f"configs may only name classes and functions of {', '.join(ALLOWED_MODULES)}")
+    if not isinstance(target, str) or not target.startswith(ALLOWED_MODULES):
+        raise refused
+    parts = target.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{'.'.join(parts[:cut])}.".startswith(f"{error.name}."):
+                raise  # an allowed module that lacks one of its own dependencies
+            continue
+        for part in parts[cut:]:
+            found = getattr(found, part, None)
+        break
+    else:
+        found = None
+    if found is None:
+        raise UserError(where, target, "no such class or function")
+    module = f"{getattr(found, '__module__', '')}."
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not module.startswith(ALLOWED_MODULES):
+        raise refused
+    return found
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON: sorted keys, one form for each number (1 and 1.0 alike), options left at null absent."""
+    if isinstance(value, DictConfig | ListConfig):
+        value = OmegaConf.to_container(value, resolve=True)
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def digest(value: Any) -> str:
+    """First 10 hex digits of SHA-256 over the canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:10]
+
+
+def key_fields(cfg: DictConfig) -> dict[str, Any]:
+    """What enters a run's key: the resolved groups, the seed, and the version of the code's meaning."""
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    fields: dict[str, Any] = {group: resolved[group] for group in KEY_GROUPS if resolved.get(group)}
+    return {**fields, "seed": resolved["seed"], "result_version": RESULT_VERSION}
+
+
+def run_key(cfg: DictConfig) -> str:
+    """The name of the run's folder: 10 hex digits that move exactly when the result may."""
+    return digest(key_fields(cfg))
+
+
+def explain(error: Exception) -> UserError:
+    """Hydra's or OmegaConf's error as one line with the nearest right names."""
+    text = " ".join(str(error).split())
+    missing = re.search(r"Could not find '([^']+)'", text)
+    if missing:
+        group, _, member = missing[1].rpartition("/")
+        if group in groups():
+            return UserError(group, member, f"not in configs/{group}; {nearest(member, members(group))}")
+    override = re.search(r"Could not override '([^']+)'", text)
+    if override:
+        key = override[1].split("@")[0]
+        known = sorted({*_all_keys(), *groups()})
+        parent, _, leaf = key.rpartition(".")
+        siblings = [k for k in known if k.rpartition(".")[0] == parent]
+        close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+        named = [k for k in known if k.rpartition(".")[2] == leaf]
+        if not close and named:
+            return UserError(key, None, f"unknown config key; did you mean {' or '.join(named)}?")
+        return UserError(key, None, f"unknown config key; {nearest(key, close or siblings or known)}")
+    return UserError("config", None, text)
+
+
+def _all_keys() -> list[str]:
+    from hydra import compose as hydra_compose
+
+    def walk(node: Any, path: str) -> Iterator[str]:
+        if path:
+            yield path
+        if isinstance(node, dict):
+            for key, item in node.items():
+                yield from walk(item, f"{path}.{key}" if path else str(key))
+
+    return list(walk(OmegaConf.to_container(hydra_compose("train"), resolve=False), ""))

@@ -1,0 +1,1 @@
+"""Images: found in a folder by their form, decoded once into a store, handed on as uint8."""

@@ -1,0 +1,147 @@
+"""What a data set is: a form found in a folder, a decoder, and a few facts about its images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypimg.data.store import Decoded, ImageStore, open_or_fill
+from hypimg.errors import UserError
+
+SEARCH_DEPTH = 5  # folders below data_dir; `mnist/MNIST/raw` is 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """One form of a data set on disk.
+
+    form: in words, as runs record it and tables print it.
+    official: whether it holds the authors' pixels, unchanged; None where only decoding can tell (the store knows).
+    digest: SHA-256 over the source, the decoder's parameters and its version: the name of what `open` returns.
+    counts: images per split.
+    """
+
+    form: str
+    official: bool | None
+    files: tuple[Path, ...]
+    digest: str
+    counts: dict[str, int]
+
+
+class ImageDataset(ABC):
+    """A data set of images of one kind, with the constants that its images are normalised with.
+
+    A subclass states `name`, `where`, `splits`, `num_classes`, `image_shape` and `decoder_version`, finds its form
+    (`_locate`) and decodes it (`_decode`). `open` is all that training and evaluation use.
+
+    mean, std: of pixel values in [0, 1], one per channel.
+    """
+
+    name: str
+    where: str  # how to get it and where to put it, in words
+    splits: tuple[str, ...]
+    num_classes: int
+    image_shape: tuple[int, int, int]  # C, H, W
+    decoder_version: int  # raised when the same source and parameters give other pixels, order or columns
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        channels = self.image_shape[0]
+        for thing, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels:
+                raise UserError(f"dataset.{thing}", list(values), f"{self.name} needs {channels} value(s)")
+        if min(self.std) <= 0:
+            raise UserError("dataset.std", list(self.std), "must be > 0")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that change decoded pixels; part of the digest."""
+        return {}
+
+    def find(self, data_dir: Path) -> Found | None:
+        """The form of this data set under data_dir; None if there is none.
+
+        Raises UserError, naming the file, where a form is there but cut short or not what it should be.
+        """
+        located = self._locate(Path(data_dir))
+        if located is None:
+            return None
+        identity = {
+            "name": self.name,
+            "source": located.digest,
+            "parameters": self.parameters,
+            "decoder_version": self.decoder_version,
+        }
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return Found(located.form, located.official, located.files, digest, located.counts)
+
+    def open(self, data_dir: Path, store_dir: Path, download: bool = False) -> ImageStore:
+        """The decoded images; filled from data_dir if the store does not hold them yet.
+
+        data_dir is only read (and may be read-only) unless `download` is true and the data set is missing.
+        Raises UserError: nothing found, a damaged source, no space, no network.
+        """
+        data_dir, store_dir = Path(data_dir), Path(store_dir)
+        found = self.find(data_dir)
+        if found is None and download:
+            self.download(data_dir)
+            found = self.find(data_dir)
+        if found is None:
+            remedy = f"not found under {data_dir}; {self.where} there, or pass download=true"
+            raise UserError("dataset", self.name, remedy)
+        source = found
+        return open_or_fill(store_dir, self.name, found.digest, lambda: self._decode(source))
+
+    def download(self, data_dir: Path) -> None:
+        """Fetch the authors' files into data_dir. Raises UserError, in one line, where that fails."""
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            self._download(data_dir)
+        except PermissionError as error:
+            raise UserError("data_dir", data_dir, f"cannot be written ({error.strerror}); pass another one") from error
+        except (OSError, RuntimeError) as error:
+            reason = str(error) or type(error).__name__
+            remedy = f"download failed ({reason}); {self.where} under {data_dir} by hand"
+            raise UserError("dataset", self.name, remedy) from error
+
+    @abstractmethod
+    def _locate(self, data_dir: Path) -> Found | None:
+        """As `find`; here `digest` is the SHA-256 of the source alone."""
+
+    @abstractmethod
+    def _decode(self, found: Found) -> Decoded: ...
+
+    def _download(self, data_dir: Path) -> None:
+        raise UserError("download", True, f"{self.name} has no download; {self.where}")
+
+
+def search(data_dir: Path, names: Iterable[str]) -> dict[str, list[Path]]:
+    """Files and folders with these names under data_dir, at most SEARCH_DEPTH folders deep, in sorted order.
+
+    A data set is found by its files' names wherever they were unpacked. Hidden folders (the store) are not searched.
+    """
+    found: dict[str, list[Path]] = {name: [] for name in names}
+    for folder, folders, files in os.walk(data_dir):
+        here = Path(folder)
+        for name in (*folders, *files):
+            if name in found:
+                found[name].append(here / name)
+        deeper = len(here.relative_to(data_dir).parts) < SEARCH_DEPTH
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if deeper else []
+    return {name: sorted(paths) for name, paths in found.items()}
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal. Raises UserError where it cannot be read."""
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError("file", path, f"cannot be read ({error.strerror})") from error

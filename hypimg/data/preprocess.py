@@ -1,0 +1,147 @@
+"""From stored or foreign images to a model's input: tensors, normalisation, one validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hypimg.data.archives import decode_image
+from hypimg.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# of the formats that archives.decode_image reads
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+INVERT = ("auto", "yes", "no")
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """Stored images as a tensor: uint8 [N, H, W, C] → uint8 [N, C, H, W], contiguous, a copy in memory."""
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+    return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images / 255 − mean) / std per channel; the same bits as torchvision's ToTensor and Normalize.
+
+    images: uint8 [N, C, H, W] on any device.  Returns float32 [N, C, H, W] there.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != len(mean):
+        raise ValueError(f"images must be uint8 [N, {len(mean)}, H, W], got {images.dtype} {list(images.shape)}")
+    shape = (1, len(mean), 1, 1)
+    means, stds = (torch.tensor(v, dtype=torch.float32, device=images.device).view(shape) for v in (mean, std))
+    return images.to(torch.float32).div_(255).sub_(means).div_(stds)
+
+
+def split_off(labels: Tensor | np.ndarray, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Split image indices in two, class by class: (the rest, a `fraction` of them), both int64 and ascending.
+
+    Each class gives round(fraction · its size) images. fraction = 0 gives an empty second part.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError("val_fraction", fraction, "must be in [0, 1)")
+    classes = torch.as_tensor(np.asarray(labels))
+    held_out = torch.zeros(len(classes), dtype=torch.bool)
+    for label in torch.unique(classes):
+        members = torch.nonzero(classes == label).flatten()
+        order = torch.randperm(len(members), generator=generator)
+        held_out[members[order[: round(fraction * len(members))]]] = True
+    return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files in a folder and its subfolders, by their endings, sorted; hidden ones are left out.
+
+    Raises UserError where the folder is missing or holds none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("images", folder, "no such folder; pass a folder of images")
+    visible = (
+        path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    images = sorted(path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not images:
+        raise UserError("images", folder, f"holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return images
+
+
+def read_images(
+    paths: Iterable[Path], image_shape: tuple[int, int, int], invert: str = "auto"
+) -> tuple[Tensor, list[Path], list[tuple[Path, str]]]:
+    """Image files of any kind as a model's input: (uint8 [N, C, H, W], the paths read, [(path, why it was skipped)]).
+
+    Every mode is read: 16-bit values by their range 0 ... 65535, floats by the image's own minimum and maximum; CMYK
+    and palettes are converted; what is transparent lies on white, as on a page; EXIF turns are applied; of several
+    frames the first counts. Colour becomes grey (ITU-R 601 luma) where C is 1. Then the image is resized to H × W by
+    Pillow's bilinear filter with antialiasing; its proportions are not kept.
+
+    invert: `no`; `yes`: 255 − value; `auto`: `yes` for grey models (C = 1, taken to know white ink on black, as MNIST)
+        where the border of the image is lighter than mid-grey, else `no`.
+    A damaged, empty, or oversized file, or one that is no image, is skipped with a reason; nothing is raised.
+    """
+    if invert not in INVERT:
+        raise UserError("invert", invert, f"must be one of {', '.join(INVERT)}")
+    channels = image_shape[0]
+    if channels not in (1, 3):
+        raise ValueError(f"image_shape must have 1 or 3 channels, got {image_shape}")
+    kept: list[Path] = []
+    skipped: list[tuple[Path, str]] = []
+    images: list[np.ndarray] = []
+    for path in map(Path, paths):
+        try:
+            images.append(_read_image(path, image_shape, invert))
+            kept.append(path)
+        except ValueError as error:
+            skipped.append((path, str(error)))
+    stacked = np.stack(images) if images else np.zeros((0, *image_shape), np.uint8)
+    return torch.from_numpy(stacked), kept, skipped
+
+
+def _read_image(path: Path, image_shape: tuple[int, int, int], invert: str) -> np.ndarray:
+    """uint8 [C, H, W]; ValueError with a reason."""
+    from PIL import Image, ImageOps
+
+    channels, height, width = image_shape
+    try:
+        if path.stat().st_size == 0:
+            raise ValueError("empty file")
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+    image = decode_image(path)
+    try:
+        image = _to_eight_bits(ImageOps.exif_transpose(image))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("L" if channels == 1 else "RGB")
+    except Exception as error:  # a damaged file may raise anything
+        raise ValueError(f"damaged image ({type(error).__name__}: {error})") from error
+    if invert == "yes" or (invert == "auto" and channels == 1 and _border_is_light(np.asarray(image))):
+        image = ImageOps.invert(image)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion cuts everything above 255 off.
+    from PIL import Image
+
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        low, high = values.min(), values.max()
+        return Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8))
+    if image.mode.startswith("I"):
+        return Image.fromarray(np.rint(np.clip(np.asarray(image, np.float64), 0, 65535) / 257).astype(np.uint8))
+    return image
+
+
+def _border_is_light(grey: np.ndarray) -> bool:
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    return bool(border.mean() > 127.5)

@@ -1,0 +1,41 @@
+"""Classification of the test images: accuracy and negative log-likelihood."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hypimg.evaluation import EvaluationData
+from hypimg.evaluation.predictor import Predictor
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of rows whose largest logit is that of their label (the first of equal ones). logits [N, K], labels [N]."""
+    return float(np.mean(logits.argmax(axis=1) == labels))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities [N, K] in float64, for logits of any size: x − max − log Σ exp(x − max)."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of −log p(label) in nats, float64. logits [N, K], labels [N]."""
+    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+class Accuracy:
+    """`accuracy` and `nll` on the test images; several predictors vote by the mean of their logits (PR, Figure 4b).
+
+    Arrays: `labels` [N] and `logits` [N, K], from which a confusion matrix or per-class accuracy follows.
+    """
+
+    def __call__(
+        self, predictors: list[Predictor], data: EvaluationData
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        logits = np.mean([predictor.embed_all(data.store, data.indices)[1] for predictor in predictors], axis=0)
+        metrics = {
+            "accuracy": accuracy(logits, data.labels),
+            "nll": negative_log_likelihood(logits, data.labels),
+        }
+        return metrics, {"labels": data.labels, "logits": logits}

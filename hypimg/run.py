@@ -1,0 +1,347 @@
+"""One run: a config in, a folder with a result out. The only place where configs become objects."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from hypimg import config, rundir
+from hypimg.data.dataset import ImageDataset
+from hypimg.data.preprocess import split_off
+from hypimg.data.resident import ResidentImages
+from hypimg.data.store import ImageStore
+from hypimg.errors import UserError
+from hypimg.evaluation.predictor import Predictor
+from hypimg.models.classifier import Classifier
+from hypimg.training.checkpoint import Checkpoints, write_atomically
+from hypimg.training.loggers import MetricsFile, Progress, WandbLog, read_metrics, wandb_wanted
+from hypimg.training.preemption import StopRequest
+from hypimg.training.seeding import derive_seed, generator
+from hypimg.training.trainer import Machine
+
+log = logging.getLogger(__name__)
+
+
+def instantiate(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
+    """Build what a config node names, after checking what it names; partial nodes get `args` and `kwargs` at once."""
+    from hydra.utils import instantiate as hydra_instantiate
+
+    config.check_targets(node)
+    built = hydra_instantiate(node)
+    return built(*args, **kwargs) if node.get("_partial_", False) else built
+
+
+def run_directory(cfg: DictConfig) -> Path:
+    return Path(cfg.runs_dir) / cfg.name / config.run_key(cfg)
+
+
+def pick_device(name: str) -> str:
+    """`auto` → cuda where there is one.  Raises UserError for a device that this machine lacks."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError("device", name, "no such device; use auto, cpu, cuda or cuda:1") from error
+    if device.type not in {"cpu", "cuda"} or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise UserError("device", name, "this machine has none that torch can use; use device=auto")
+    return name
+
+
+def build_model(cfg: DictConfig, dataset: ImageDataset) -> Classifier:
+    """Backbone, space and head; the initial weights are a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(cfg.seed, "weights"))
+        backbone = instantiate(cfg.backbone, dataset.image_shape)
+        space = instantiate(cfg.space)
+        head = instantiate(cfg.head, space, backbone.out_features, dataset.num_classes)
+    return Classifier(backbone, space, head)
+
+
+@dataclass
+class RunData:
+    """The data of a run for its evaluators: its own test images, and others opened under the same folders."""
+
+    store: ImageStore
+    data_dir: Path
+    store_dir: Path
+    download: bool = False
+    opened: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def indices(self) -> np.ndarray:
+        return self.store.indices("test")
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.store.column("label")[self.indices].astype(np.int64)
+
+    def open(self, dataset: ImageDataset) -> ImageStore:
+        store = dataset.open(self.data_dir, self.store_dir, self.download)
+        self.opened[dataset.name] = identity(store)
+        return store
+
+
+def identity(store: ImageStore) -> dict[str, Any]:
+    """Which data was seen: recorded by runs and evaluations, printed by tables."""
+    return {"name": store.name, "form": store.form, "digest": store.digest, "official": store.official}
+
+
+def open_data(cfg: DictConfig) -> tuple[ImageDataset, RunData]:
+    dataset = instantiate(cfg.dataset)
+    data_dir, store_dir = Path(cfg.data_dir), Path(cfg.store_dir)
+    return dataset, RunData(dataset.open(data_dir, store_dir, cfg.download), data_dir, store_dir, cfg.download)
+
+
+def checkpoints_of(directory: Path, cfg: DictConfig, data_digest: str) -> Checkpoints:
+    fields = {key: value for key, value in config.key_fields(cfg).items() if key != "result_version"}
+    return Checkpoints(directory / "checkpoints", {"config": config.digest(fields), "data set": data_digest})
+
+
+def execute(cfg: DictConfig) -> dict[str, Any]:
+    """Bring one run to its end, from wherever it stands, and return its summary.
+
+    Finished → nothing is trained; unfinished → resumed; held by another living process → UserError.
+    """
+    directory = run_directory(cfg)
+    with rundir.hold(directory):
+        summary = rundir.read_summary(directory)
+        try:
+            dataset, data = open_data(cfg)
+        except UserError:
+            if summary is None:
+                raise
+            log.warning("the data of this finished run is not here now, so it could not be compared with what it saw")
+            return summary | {"earlier": True}
+        seen = (summary or {}).get("data", {}).get("digest") or _data_seen(directory)
+        if seen not in (None, data.store.digest):
+            aside = rundir.set_aside(directory, seen[:10])
+            log.warning("this run saw other data (%s) than is there now; set aside in %s, training anew", seen[:12], aside)
+            summary = None
+        if summary is not None:
+            return summary | {"earlier": True}
+        return _train_and_evaluate(cfg, directory, dataset, data)
+
+
+def _data_seen(directory: Path) -> str | None:
+    """Digest of the data that an unfinished run began with."""
+    path = directory / "environment.json"
+    return json.loads(path.read_text())["data"]["digest"] if path.is_file() else None
+
+
+def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset, data: RunData) -> dict[str, Any]:
+    device = pick_device(cfg.device)
+    threads = cfg.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    write_atomically(directory / "config.yaml", OmegaConf.to_yaml(run_config(cfg), resolve=True).encode())
+    env = rundir.environment(device, threads, identity(data.store))
+    rundir.write_json(directory / "environment.json", env)
+
+    machine = Machine(device, cfg.compile, cfg.deterministic, cfg.checkpoint_seconds)
+    trainer = instantiate(cfg.trainer, seed=cfg.seed, machine=machine)
+    model = build_model(cfg, dataset).to(device)
+    train = data.store.indices("train")
+    val = np.zeros(0, dtype=np.int64)
+    if trainer.val_fraction:
+        labels = data.store.column("label")[train]
+        kept, held_out = split_off(labels, trainer.val_fraction, generator(cfg.seed, "validation split"))
+        train, val = train[kept], train[held_out]
+    resident = [ResidentImages(data.store, part, dataset.mean, dataset.std, device) for part in (train, val)]
+    checkpoints = checkpoints_of(directory, cfg, data.store.digest)
+    metrics_file = MetricsFile(directory / "metrics.csv")
+    tracker = None
+    if wandb_wanted(cfg.logger.wandb):
+        tracker = WandbLog(cfg.logger.project, cfg.name, config.run_key(cfg), config.key_fields(cfg), directory)
+    title = f"{cfg.name}/{directory.name}"
+    try:
+        with StopRequest() as stop:
+            best = trainer.fit(
+                model=model,
+                train=resident[0],
+                val=resident[1] if len(val) else None,
+                objective=instantiate(cfg.objective),
+                make_optimizer=lambda parameters: instantiate(cfg.optimizer, parameters),
+                make_scheduler=lambda optimizer: instantiate(cfg.scheduler, optimizer),
+                checkpoints=checkpoints,
+                loggers=[metrics_file, *([tracker] if tracker else [])],
+                progress=lambda epochs, steps, done: Progress(title, epochs, steps, done),
+                stop=stop,
+            )
+        rows = read_metrics(metrics_file.path)
+        chosen = next((row for row in rows if row["epoch"] == best["epoch"]), {})
+        metrics = {name: value for name, value in chosen.items() if name.startswith("val/")}
+        predictor = _predictor(cfg, dataset, data.store.classes, checkpoints, trainer.select, device)
+        pictures = []
+        for name, node in (cfg.evaluator or {}).items():
+            evaluation = _evaluate([predictor], [directory], node, data)
+            metrics |= {f"{name}/{metric}": value for metric, value in evaluation.metrics.items()}
+            pictures += _draw(evaluation, directory)
+        summary = {
+            "name": cfg.name,
+            "key": config.run_key(cfg),
+            "seed": cfg.seed,
+            "result_version": config.RESULT_VERSION,
+            "metrics": metrics,
+            "epochs": len(rows),
+            "selected_epoch": best["epoch"],
+            "seconds": round(sum(row["seconds"] for row in rows), 1),
+            "data": identity(data.store),
+            "classes": data.store.classes,
+            "device": env["device"],
+            "threads": threads,
+            "commit": env["commit"],
+            "pictures": [str(path.relative_to(directory)) for path in pictures],
+        }
+        if tracker:
+            tracker.summary(metrics, [path for path in pictures if path.suffix == ".png"])
+        rundir.write_json(directory / "summary.json", summary)
+    finally:
+        if tracker:
+            tracker.close()
+    return summary
+
+
+def run_config(cfg: DictConfig) -> DictConfig:
+    """What a run's config.yaml holds: the groups and axes, without this machine's folders (they may hold secrets)."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    hidden = {"data_dir", "store_dir", "runs_dir", "download", "hydra"}
+    return OmegaConf.create({key: value for key, value in plain.items() if key not in hidden})
+
+
+def _predictor(
+    cfg: DictConfig, dataset: ImageDataset, classes: list[str], checkpoints: Checkpoints, select: str, device: str
+) -> Predictor:
+    model = build_model(cfg, dataset)
+    model.load_state_dict(checkpoints.load(select)["model"])
+    model.eval().to(device).requires_grad_(False)
+    name = f"{cfg.name}/{checkpoints.directory.parent.name}"
+    return Predictor(name, model, dataset.image_shape, dataset.mean, dataset.std, classes)
+
+
+def _draw(evaluation: Evaluation, directory: Path) -> list[Path]:
+    """The picture of the disk, where the evaluation stored points of the plane."""
+    with np.load(evaluation.scores) as arrays:
+        if "points" not in arrays or arrays["points"].shape[1] != 2:
+            return []
+    from hypimg.figures import disk
+
+    return disk.draw(evaluation.scores, directory / "figures")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics: flat names → numbers.  scores: the .npz that figures draw from.  data: what it saw, per data set."""
+
+    key: str
+    metrics: dict[str, float]
+    scores: Path
+    data: dict[str, dict[str, Any]]
+
+
+def load(run_dir: str | Path, device: str = "cpu") -> Predictor:
+    """The trained model of a finished run, with its preprocessing and class names.
+
+    Raises UserError if the folder holds no finished run, or its checkpoint is damaged or of another config.
+    """
+    cfg, summary = read_run(Path(run_dir))
+    return _load(cfg, summary, Path(run_dir), pick_device(device))
+
+
+def read_run(directory: Path) -> tuple[DictConfig, dict[str, Any]]:
+    """Config and summary of a finished run."""
+    summary = rundir.read_summary(directory)
+    if summary is None or not (directory / "config.yaml").is_file():
+        raise UserError("run", directory, "no finished run here; give a folder runs/<name>/<key> with a summary.json")
+    cfg = OmegaConf.load(directory / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    return cfg, summary
+
+
+def _load(cfg: DictConfig, summary: dict[str, Any], directory: Path, device: str) -> Predictor:
+    checkpoints = checkpoints_of(directory, cfg, summary["data"]["digest"])
+    dataset = instantiate(cfg.dataset)
+    return _predictor(cfg, dataset, summary["classes"], checkpoints, cfg.trainer.select, device)
+
+
+def evaluate(
+    run_dirs: list[Path],
+    evaluator: DictConfig,
+    data_dir: str | Path | None = None,
+    store_dir: str | Path | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Evaluate finished runs together, or return what an equal evaluation stored before. Nothing is trained.
+
+    The result is kept under the first run: evaluations/<key>.json and .npz, key over (runs, evaluator, data).
+    """
+    runs = [read_run(Path(directory)) for directory in run_dirs]
+    defaults = config.compose([]) if data_dir is None or store_dir is None else None
+    folder = Path(data_dir if data_dir is not None else defaults.data_dir)
+    stores = Path(store_dir if store_dir is not None else defaults.store_dir)
+    where = pick_device(device)
+    cfg = runs[0][0]
+    data = RunData(instantiate(cfg.dataset).open(folder, stores), folder, stores)
+    predictors = [_load(c, s, Path(d), where) for (c, s), d in zip(runs, run_dirs, strict=True)]
+    return _evaluate(predictors, [Path(d) for d in run_dirs], evaluator, data)
+
+
+def _evaluate(predictors: list[Predictor], run_dirs: list[Path], node: DictConfig, data: RunData) -> Evaluation:
+    built = instantiate(node)
+    for _, part in config.targets(node):
+        if str(part["_target_"]).startswith("hypimg.data.datasets."):
+            data.open(instantiate(part))
+    seen = {"own": identity(data.store), **data.opened}
+    names = [directory.name for directory in run_dirs]
+    digests = {name: entry["digest"] for name, entry in seen.items()}
+    fields = {"runs": names, "evaluator": OmegaConf.to_container(node, resolve=True), "data": digests}
+    key = config.digest(fields)
+    folder = run_dirs[0] / "evaluations"
+    record, scores = folder / f"{key}.json", folder / f"{key}.npz"
+    if record.is_file() and scores.is_file():
+        return Evaluation(key, json.loads(record.read_text())["metrics"], scores, seen)
+    started = time.monotonic()
+    metrics, arrays = built(predictors, data)
+    write_npz(scores, arrays)
+    rundir.write_json(
+        record,
+        {**fields, "key": key, "data": seen, "metrics": metrics, "seconds": round(time.monotonic() - started, 2)},
+    )
+    return Evaluation(key, metrics, scores, seen)
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    import io
+
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, content.getvalue())
+
+
+def report(cfg: DictConfig, summary: dict[str, Any]) -> None:
+    """The final table on standard output, the picture's path last."""
+    directory = run_directory(cfg)
+    if summary.get("earlier"):
+        print(f"finished earlier, nothing was trained: {directory} (delete the folder to train again)")
+    shown = [name for name in cfg.show or summary["metrics"] if name in summary["metrics"]]
+    width = max(map(len, shown), default=0)
+    print(f"\n{cfg.name}: {summary['epochs']} epochs, {summary['seconds']:.0f} s on {summary['device']}")
+    for name in shown:
+        print(f"  {name:<{width}}  {summary['metrics'][name]:.4f}")
+    if cfg.caption:
+        print(cfg.caption)
+    print(f"run: {directory}")
+    for path in summary.get("pictures", []):
+        if path.endswith(".png"):
+            print(f"picture: {directory / path}")
+    sys.stdout.flush()

@@ -1,0 +1,110 @@
+"""A run's folder: who holds it, what it was made on, and whether it is finished."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hypimg.errors import UserError
+from hypimg.training.checkpoint import remove_stale_temporaries, write_atomically
+
+PACKAGES = ("hypimg", "torch", "torchvision", "hydra-core", "omegaconf", "lightning-fabric", "geoopt", "numpy", "pillow")
+
+
+@contextlib.contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; the lock goes with the process, however it ends.
+
+    Raises UserError that names the holder where another living process has it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / ".lock", "a+")  # noqa: SIM115  held open for as long as the run lasts
+    except OSError as error:
+        raise UserError("runs_dir", directory, f"cannot be written ({error.strerror}); pass another runs_dir=") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError("run", directory, f"held by {holder}; wait for it, or stop it") from error
+        since = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        file.flush()
+        remove_stale_temporaries(directory)
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """What a finished run wrote last; None where the run is not finished."""
+    path = directory / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError("summary", path, "damaged; delete it and run the same command again") from error
+
+
+def set_aside(directory: Path, mark: str) -> Path:
+    """Move what a run left into a folder of its own, so that nothing is lost and the run can start anew."""
+    target = directory / f"superseded-{mark}"
+    number = 1
+    while target.exists():
+        number += 1
+        target = directory / f"superseded-{mark}-{number}"
+    target.mkdir()
+    for item in sorted(directory.iterdir()):
+        if item.name != ".lock" and not item.name.startswith("superseded-"):
+            item.rename(target / item.name)
+    return target
+
+
+def environment(device: str, threads: int, data: dict[str, Any]) -> dict[str, Any]:
+    """What a result was made on: versions, commit, machine, threads, data."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    on_gpu = device.startswith("cuda")
+    return {
+        "versions": versions,
+        "commit": commit(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU ({platform.machine()})",
+        "threads": threads,
+        "data": data,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the code, with `+` where tracked files were changed since; None outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if head.returncode != 0:
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -1,0 +1,169 @@
+"""The plan of a table: of each (cell, seed) how far it is, which runs are left to train, what they will take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from hypimg import config
+from hypimg.errors import UserError
+from hypimg.tables.manifest import Cell, Manifest, Overrides
+from hypimg.tables.results import (
+    RESULTS,
+    Line,
+    by_key,
+    composer,
+    identify,
+    later_wins,
+    read_lines,
+    run_overrides,
+)
+
+State = Literal["done", "run-finished", "unfinished", "absent"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One (cell, seed): done (a line has its key), run-finished (not evaluated), unfinished (a run began), absent."""
+
+    cell: Cell
+    seed: int
+    key: str
+    run_keys: tuple[str, ...]
+    overrides: tuple[Overrides, ...]  # of each run, with its seed
+    directories: tuple[Path, ...]
+    finished: tuple[bool, ...]  # of each run
+    state: State
+    seconds: float | None  # what one of its runs is expected to take; None: nothing to go by
+
+
+def plan(
+    manifest: Manifest,
+    budget: str = "paper",
+    seeds: Sequence[int] | None = None,
+    only: str = "",
+    *,
+    settings: Sequence[str] = (),
+    fresh: bool = False,
+    results: Path = RESULTS,
+) -> list[Planned]:
+    """How far each (cell, seed) of a table is, seed by seed. Reads; never trains.
+
+    settings: overrides that change no result (data_dir, device, threads, …).  fresh: nothing counts as done.
+    Raises UserError for an unknown budget or cell, and for a setting that would change a result.
+    """
+    from hypimg.run import read_summary, run_directory
+
+    identity, compose = identify(manifest, budget), composer(settings)
+    lines = read_lines(results, manifest.name)
+    known, seconds = by_key(lines), expected_seconds([line for line in lines if line.get("budget") == budget])
+    planned = []
+    for seed in seeds or manifest.seeds:
+        for cell in manifest.select(only):
+            if not cell.runnable:
+                continue
+            cell_id = identity(cell, seed)
+            runs = run_overrides(manifest, cell, budget)
+            directories = []
+            for overrides, run_key in zip(runs, cell_id.run_keys, strict=True):
+                cfg = compose(overrides, seed)
+                if config.run_key(cfg) != run_key:
+                    remedy = "would change results; put it into the manifest (a budget is a list of such overrides)"
+                    raise UserError("setting", " ".join(settings), remedy)
+                directories.append(run_directory(cfg))
+            finished = tuple(not fresh and read_summary(directory) is not None for directory in directories)
+            state: State = "absent"
+            if not fresh and cell_id.key in known:
+                state = "done"
+            elif all(finished):
+                state = "run-finished"
+            elif any(directory.exists() for directory in directories):
+                state = "unfinished"
+            planned.append(
+                Planned(
+                    cell=cell,
+                    seed=seed,
+                    key=cell_id.key,
+                    run_keys=cell_id.run_keys,
+                    overrides=tuple(later_wins((*run, f"seed={seed}")) for run in runs),
+                    directories=tuple(directories),
+                    finished=finished,
+                    state=state,
+                    seconds=seconds(cell),
+                )
+            )
+    return planned
+
+
+def expected_seconds(lines: Sequence[Line]) -> Callable[[Cell], float | None]:
+    """What one run of a cell takes, by the median of earlier lines: of the cell, else its row, else the table."""
+
+    def of(matching: list[Line]) -> float | None:
+        took = [line["seconds"] / max(1, len(line["runs"])) for line in matching if line.get("seconds")]
+        return median(took) if took else None
+
+    def seconds(cell: Cell) -> float | None:
+        row = [line for line in lines if line.get("row") == cell.row.name]
+        return of([line for line in row if line.get("column") == cell.column.name]) or of(row) or of(list(lines))
+
+    return seconds
+
+
+def missing_runs(planned: Sequence[Planned]) -> dict[str, Planned]:
+    """The runs to train, by key, each with the first (cell, seed) that asks for it."""
+    missing: dict[str, Planned] = {}
+    for item in planned:
+        if item.state in ("unfinished", "absent"):
+            for key, finished in zip(item.run_keys, item.finished, strict=True):
+                if not finished:
+                    missing.setdefault(key, item)
+    return missing
+
+
+def describe(manifest: Manifest, planned: Sequence[Planned], budget: str, jobs: int = 1) -> str:
+    """The plan as text: per cell how many seeds are done, what is left, what it is expected to take."""
+    seeds = list(dict.fromkeys(item.seed for item in planned))
+    done = [item for item in planned if item.state == "done"]
+    counts = {cell.name: [i.state == "done" for i in planned if i.cell == cell] for cell in manifest.cells}
+    grid = [["", *(column.name for column in manifest.columns)]]
+    for row in manifest.rows:
+        states = [counts[f"{row.name}/{column.name}"] for column in manifest.columns]
+        if any(states):
+            grid.append([row.name, *(f"{sum(s)}/{len(s)}" if s else "-" for s in states)])
+    widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
+    shown = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in grid]
+    missing = missing_runs(planned)
+    todo = f"{len(missing)} {'run' if len(missing) == 1 else 'runs'} to train"
+    begun = len({key for item in planned if item.state == "unfinished" for key in item.run_keys} & missing.keys())
+    if begun:
+        todo += f" ({begun} begun)"
+    took = [item.seconds for item in missing.values()]
+    if missing and None not in took:
+        todo += f", about {duration(sum(s for s in took if s) / jobs)} by what earlier runs took"
+    elif missing:
+        todo += ", time unknown: none of this table has run yet"
+    evaluate = sum(item.state == "run-finished" for item in planned)
+    if evaluate:
+        todo += f"; {evaluate} finished, to be evaluated"
+    return "\n".join(
+        [
+            f"{manifest.name}: {manifest.title} ({manifest.source})",
+            f"budget {budget}, seeds {' '.join(map(str, seeds))}; done of each cell:",
+            *shown,
+            f"{len(done)} of {len(planned)} done; {todo}",
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time as one reads it.
+
+    >>> duration(48), duration(600), duration(9000)
+    ('48 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
