@@ -17,7 +17,7 @@ from hypimg.errors import Stopped, UserError
 def run_task(cfg: DictConfig) -> int:
     """Execute one run, print its outcome, and return its exit code (0, 2 user error, 3 not finite, 1 our bug)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("lightning_fabric", "lightning.fabric", "matplotlib", "PIL"):
+    for noisy in ("lightning_fabric", "lightning.fabric", "matplotlib", "fontTools", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from hypimg import run
 

@@ -65,7 +65,8 @@ def build_model(cfg: DictConfig, dataset: ImageDataset) -> Classifier:
         backbone = instantiate(cfg.backbone, dataset.image_shape)
         space = instantiate(cfg.space)
         head = instantiate(cfg.head, space, backbone.out_features, dataset.num_classes)
-    return Classifier(backbone, space, head)
+    # The store holds channels last, and convolutions and pooling are faster on it (1.4 × for LeNet on one CPU thread).
+    return Classifier(backbone, space, head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @dataclass

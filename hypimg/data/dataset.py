@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -51,14 +52,20 @@ class ImageDataset(ABC):
     decoder_version: int  # raised when the same source and parameters give other pixels, order or columns
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
-        channels = self.image_shape[0]
-        for thing, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != channels:
-                raise UserError(f"dataset.{thing}", list(values), f"{self.name} needs {channels} value(s)")
+        self.mean = self._per_channel("mean", mean)
+        self.std = self._per_channel("std", std)
         if min(self.std) <= 0:
             raise UserError("dataset.std", list(self.std), "must be > 0")
+
+    def _per_channel(self, thing: str, values: Sequence[float]) -> tuple[float, ...]:
+        channels = self.image_shape[0]
+        try:
+            numbers = tuple(float(value) for value in values)
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != channels or not all(map(math.isfinite, numbers)):
+            raise UserError(f"dataset.{thing}", values, f"must be a list of {channels} finite number(s), one per channel")
+        return numbers
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hypimg.data.store import ImageStore
 
 
 class ResidentImages:
-    """A part of a store as uint8 [N, C, H, W] on a device, with labels [N]; normalised when a batch is taken.
+    """A part of a store as uint8 [N, H, W, C] on a device, with labels [N]; normalised when a batch is taken.
 
     mean, std: per channel, in units of the [0, 1] pixel range.
     """
@@ -25,13 +25,11 @@ class ResidentImages:
         std: Sequence[float],
         device: str | torch.device = "cpu",
     ):
-        pixels = torch.from_numpy(np.ascontiguousarray(store.images[indices].transpose(0, 3, 1, 2)))
-        self.images = pixels.to(device)
+        self.images = torch.from_numpy(np.ascontiguousarray(store.images[indices])).to(device)
         self.labels = torch.from_numpy(store.column("label")[indices].astype(np.int64)).to(device)
-        channels = (1, len(mean), 1, 1)
-        self._scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(channels).to(device)
+        self._scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().to(device)
         self._shift = -(torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64))
-        self._shift = self._shift.float().view(channels).to(device)
+        self._shift = self._shift.float().to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,6 +39,7 @@ class ResidentImages:
         return self.images.device
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """indices [B] → normalised images float32 [B, C, H, W] and labels [B]."""
+        """indices [B] → normalised images float32 [B, C, H, W] (channels last in memory) and labels [B]."""
         pixels = self.images.index_select(0, indices).float()
-        return torch.addcmul(self._shift, pixels, self._scale), self.labels.index_select(0, indices)
+        images = torch.addcmul(self._shift, pixels, self._scale).permute(0, 3, 1, 2)
+        return images, self.labels.index_select(0, indices)

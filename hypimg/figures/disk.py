@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hypimg.errors import UserError
-from hypimg.figures import CLASS_COLOURS, COLUMN_WIDTH, every, read_scores, save, style
+from hypimg.figures import CLASS_COLOURS, COLUMN_WIDTH, INK, LIGHT, SLATE, every, read_scores, save, style
 from hypimg.geometry import hyperplanes, poincare
 
 if TYPE_CHECKING:
@@ -17,35 +17,41 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 2500  # of the test images: more of them only thicken the clusters
 MOST_OUTLIERS = 600
-INK = "#222222"
 
 
-def draw(scores: Path, out: Path) -> list[Path]:
+def draw(scores: Path, out_dir: Path) -> list[Path]:
     """Picture of a run in dimension 2: test images by class, hyperplanes, decision regions, outliers, distances to 0.
 
-    scores: an out-of-distribution evaluation's .npz.  out: where to write, without suffix.
-    Returns the paths of .png, .pdf and .txt (the caption).  Raises UserError unless the embedding has dimension 2.
+    scores: an out-of-distribution evaluation's .npz.  Writes disk.png, .pdf and .txt (the caption) under out_dir and
+    returns their paths, in this order.  Raises UserError unless the embedding has dimension 2.
     """
     from matplotlib.figure import Figure
 
     stored = read_scores(scores)
     require_plane(stored, scores)
     with style():
-        figure = Figure(figsize=(COLUMN_WIDTH, 1.38 * COLUMN_WIDTH), layout="constrained")
-        upper, lower = figure.subplots(2, 1, height_ratios=[1.0, 0.24])
-        drawn = draw_embedding(upper, stored)
-        draw_distances(lower, stored)
-        return save(figure, out, caption(stored, *drawn))
+        figure = Figure(figsize=(COLUMN_WIDTH, 1.32 * COLUMN_WIDTH), layout="constrained")
+        upper, lower = figure.subfigures(2, 1, height_ratios=[1.0, 0.32])
+        drawn = draw_embedding(upper.subplots(), stored)
+        draw_distances(lower.subplots(), stored)
+        return save(figure, out_dir / "disk", caption(stored, *drawn))
 
 
 def require_plane(stored: dict[str, np.ndarray], scores: Path) -> None:
     dim = stored["points"].shape[1]
     if dim != 2:
-        raise UserError("dim", dim, f"only embeddings of dimension 2 can be drawn; {scores} holds others, run with dim=2")
+        raise UserError(
+            "dim", dim, f"only embeddings of dimension 2 can be drawn; {scores} holds others, run with dim=2"
+        )
 
 
-def draw_embedding(ax: Axes, stored: dict[str, np.ndarray]) -> tuple[int, int]:
-    """Everything that lies in the disk (c > 0) or the plane (c = 0). Returns how many points and outliers were drawn."""
+def draw_embedding(
+    ax: Axes, stored: dict[str, np.ndarray], outliers_name: str = "outliers", lines: bool = True
+) -> tuple[int, int]:
+    """Everything that lies in the disk (c > 0) or the plane (c = 0); the hyperplanes if `lines`.
+
+    Returns how many points and how many outliers were drawn.
+    """
     c = float(stored["c"])
     points, labels, outliers = stored["points"], stored["labels"], stored["outliers"]
     if c > 0:
@@ -54,13 +60,16 @@ def draw_embedding(ax: Axes, stored: dict[str, np.ndarray]) -> tuple[int, int]:
         draw_plane(ax, points)
     if "offsets" in stored:
         shade_decisions(ax, stored["offsets"], stored["normals"], c)
-        draw_hyperplanes(ax, stored["offsets"], stored["normals"], c)
+        if lines:
+            draw_hyperplanes(ax, stored["offsets"], stored["normals"], c)
     shown, crossed = every(points, MOST_POINTS), every(outliers, MOST_OUTLIERS)
     colours = [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in labels[shown]]
     ax.scatter(*points[shown].T, s=3, c=colours, linewidths=0, alpha=0.8, zorder=3, rasterized=True, clip_on=False)
-    ax.scatter(*outliers[crossed].T, s=7, c="black", marker="x", linewidths=0.45, zorder=4, clip_on=False)
-    for label in np.unique(labels):
-        name_class(ax, int(label), points[labels == label], c)
+    crosses = {"s": 5, "c": "black", "marker": "x", "linewidths": 0.35}
+    ax.scatter(*outliers[crossed].T, **crosses, zorder=4, clip_on=False, label=outliers_name)
+    ax.legend(loc="lower right", handletextpad=0.1, borderaxespad=0.2, frameon=True, edgecolor="none")
+    ax.plot(0, 0, marker="o", markersize=3.5, markerfacecolor="white", markeredgecolor=INK, zorder=5)
+    name_classes(ax, points, labels, c)
     return len(shown), len(crossed)
 
 
@@ -70,7 +79,6 @@ def draw_disk(ax: Axes, c: float) -> None:
 
     radius = c**-0.5
     ax.add_patch(Circle((0, 0), radius, facecolor="white", edgecolor=INK, linewidth=0.9, zorder=2, fill=False))
-    ax.plot(0, 0, marker="+", markersize=4, markeredgewidth=0.6, color=INK, zorder=5)
     ax.set(xlim=(-1.13 * radius, 1.13 * radius), ylim=(-1.13 * radius, 1.13 * radius), aspect="equal")
     ax.text(-1.1 * radius, -1.1 * radius, f"$c = {c:g}$", ha="left", va="bottom", color=INK)
     ax.set_axis_off()
@@ -79,7 +87,6 @@ def draw_disk(ax: Axes, c: float) -> None:
 def draw_plane(ax: Axes, points: np.ndarray) -> None:
     """Equal axes that hold the points and the origin."""
     reach = 1.08 * np.abs(points).max()
-    ax.plot(0, 0, marker="+", markersize=4, markeredgewidth=0.6, color=INK, zorder=5)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
 
 
@@ -124,48 +131,61 @@ def shade_decisions(ax: Axes, offsets: np.ndarray, normals: np.ndarray, c: float
     ax.imshow(image, extent=(left, right, bottom, top), origin="lower", interpolation="bilinear", zorder=0)
 
 
-def name_class(ax: Axes, label: int, points: np.ndarray, c: float) -> None:
-    """The class's number: outside the circle at its direction where its points lie near the boundary, else amid them."""
-    from matplotlib.patheffects import withStroke
+def name_classes(ax: Axes, points: np.ndarray, labels: np.ndarray, c: float) -> None:
+    """A badge per class: on the rim in its direction where most of its points lie near the boundary, else amid them."""
+    classes = np.unique(labels)
+    centres = np.array([np.median(points[labels == label], axis=0) for label in classes])
+    outer = c**0.5 * np.linalg.norm(centres, axis=1) > 0.7
+    if outer.any():
+        angles = spread(np.arctan2(centres[outer, 1], centres[outer, 0]), gap=np.radians(11))
+        centres[outer] = 1.085 / c**0.5 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for label, centre in zip(classes, centres, strict=True):
+        colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
+        badge = {"boxstyle": "circle,pad=0.18", "facecolor": colour, "edgecolor": "white", "linewidth": 0.7}
+        text = "black" if label % len(CLASS_COLOURS) in LIGHT else "white"
+        ax.text(*centre, str(label), ha="center", va="center", fontweight="bold", color=text, bbox=badge, zorder=6)
 
-    centre = np.median(points, axis=0)
-    norm = np.linalg.norm(centre)
-    if c > 0 and norm > 0.6 / c**0.5:
-        centre = centre / norm * 1.07 / c**0.5
-    ax.text(
-        *centre,
-        str(label),
-        ha="center",
-        va="center",
-        fontsize=9,
-        fontweight="bold",
-        color=CLASS_COLOURS[label % len(CLASS_COLOURS)],
-        path_effects=[withStroke(linewidth=2, foreground="white")],
-        zorder=6,
-    )
+
+def spread(angles: np.ndarray, gap: float) -> np.ndarray:
+    """Angles moved apart, each as little as needed, until neighbours on the circle are `gap` apart (if they all fit)."""
+    order = np.argsort(angles)
+    moved = angles[order]
+    for _ in range(100 * (len(angles) > 1)):
+        short = np.clip(gap - np.diff(moved, append=moved[:1] + 2 * np.pi), 0, None) / 2
+        moved = moved + np.roll(short, 1) - short
+    result = np.empty_like(angles)
+    result[order] = moved
+    return result
 
 
 def draw_distances(ax: Axes, stored: dict[str, np.ndarray]) -> None:
-    """Distributions of the distance to the origin: test images filled, outliers as a line."""
-    inside, outside = stored["dist0_in"], stored["dist0_out"]
-    bins = np.linspace(0, max(inside.max(), outside.max()), 61)
-    for values, look in (
-        (inside, {"histtype": "stepfilled", "color": "#b9c4cf", "label": "test images"}),
-        (outside, {"histtype": "step", "color": "black", "linewidth": 0.8, "label": "outliers"}),
-    ):
-        ax.hist(values, bins=bins, weights=np.full(len(values), 1 / len(values)), **look)
-    ax.set(xlabel="distance to the origin $d(x, 0)$", ylabel="share", xlim=(0, bins[-1]))
-    ax.legend(loc="upper left")
+    """Distribution functions of the distance to the origin, and the KS distance where their gap is largest."""
+    inside, outside = np.sort(stored["dist0_in"]), np.sort(stored["dist0_out"])
+    reach = 1.02 * max(inside[-1], outside[-1])
+    for values, colour, name in ((inside, SLATE, "test images"), (outside, "black", "outliers")):
+        shares = [0, *np.arange(1, len(values) + 1) / len(values), 1]
+        ax.step([0, *values, reach], shares, where="post", color=colour, label=name)
+    places = np.concatenate([inside, outside])
+    below = [np.searchsorted(values, places, side="right") / len(values) for values in (inside, outside)]
+    widest = np.abs(below[0] - below[1]).argmax()
+    low, high = sorted(share[widest] for share in below)
+    ax.plot([places[widest]] * 2, [low, high], color=INK, linewidth=0.6, linestyle=":")
+    ax.text(places[widest], (low + high) / 2, f" KS {high - low:.2f}", va="center", color=INK)
+    ax.set(xlabel="distance to the origin $d(x, 0)$", ylabel="share below", xlim=(0, reach), ylim=(0, 1.02))
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, borderaxespad=0)
 
 
-def caption(stored: dict[str, np.ndarray], points: int, outliers: int) -> str:
+def caption(stored: dict[str, np.ndarray], points: int, outliers: int, lines: bool = True) -> str:
     """What the picture shows, and how many of the points there are."""
     c = float(stored["c"])
     place = f"the Poincaré disk (c = {c:g})" if c > 0 else "the Euclidean plane"
-    return (
+    text = (
         f"Test images embedded in {place}, coloured by class: {points:,} of {len(stored['points']):,}, evenly spaced in "
-        f"stored order. Black crosses: {outliers:,} of {len(stored['outliers']):,} outliers, likewise. Lines: the "
-        f"hyperplane where each class's logit is 0; tint: the class with the largest logit. "
-        f"On the clip sphere lie {100 * stored['clipped_in'].mean():.1f} % of the test images and "
-        f"{100 * stored['clipped_out'].mean():.1f} % of the outliers."
+        f"stored order. Black crosses: {outliers:,} of {len(stored['outliers']):,} outliers, likewise. Ring: the origin."
     )
+    if "offsets" in stored:
+        text += " Tint: the class with the largest logit." + " Lines: where the logit of a class is 0." * lines
+    if c > 0:
+        shares = (f"{100 * stored[name].mean():.1f} %" for name in ("clipped_in", "clipped_out"))
+        text += " On the clip sphere lie {} of the test images and {} of the outliers.".format(*shares)
+    return text

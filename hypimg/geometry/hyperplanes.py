@@ -43,8 +43,8 @@ def mlr_logits(x: Tensor, p: Tensor, a: Tensor, c: Scalar) -> Tensor:
     x: [..., d], inside the ball.  p: [K, d], inside the ball.  a: [K, d], any tangent vectors at p.  Returns [..., K].
     z is never formed: the denominators of ⟨z, a⟩ and 1 − c‖z‖² cancel, and with β = 1 − c‖p‖², κ = 2⟨p, â⟩/β the
     argument is √c (λ_x ⟨x, â + cκp⟩ − (λ_x − 1) κ).  At a_k = 0 the logit is 0 and so is its gradient.
-    In float32 that argument has an error of about 1e-7 λ_x λ_p: it matters only where x and p are near each other and both
-    near the sphere (at the margin 1e-3, up to 0.1, where the argument itself can be 1e6).
+    In float32 that argument has an error of about 1e-7 λ_x λ_p. It shows only where x and p are near each other and
+    both near the sphere: at the margin 1e-3 up to 0.1, for an argument that goes up to 1e6.
     Source: Ganea et al. 2018, Hyperbolic Neural Networks; HIE, hyperbolic MLR.
     """
     x, p, a = prepare(c, x, p, a)

@@ -109,9 +109,9 @@ def expmap(x: Tensor, v: Tensor, c: Scalar) -> Tensor:
     x, v = prepare(c, x, v)
     alpha = alpha_of(x, c)
     t = c * square_of(v) / alpha.square()
-    tanhc = tanhc(t)
+    shrink = tanhc(t)
     # 1 − c‖y‖² of y = f v is sech²(√t); from the rounded y it would be lost near the sphere.
-    return _add(x, (tanhc / alpha).to(v.dtype) * v, alpha, 1 - t * tanhc.square(), c)
+    return _add(x, (shrink / alpha).to(v.dtype) * v, alpha, 1 - t * shrink * shrink, c)
 
 
 def logmap(x: Tensor, y: Tensor, c: Scalar) -> Tensor:
@@ -270,7 +270,7 @@ def geodesic(t: Scalar, x: Tensor, y: Tensor, c: Scalar) -> Tensor:
     t = _per_point(t)
     alpha, beta = alpha_of(x, c), alpha_of(y, c)
     u = c * square_of(x - y) / (alpha * beta)
-    theta2 = 4 * u * asinhc(u).square()
+    theta2 = 4 * u * asinhc(u) ** 2
     w0 = (1 - t) * sinhc((1 - t) ** 2 * theta2) / sinhc(theta2)
     w1 = t * sinhc(t**2 * theta2) / sinhc(theta2)
     w0, w1 = w0 / alpha, w1 / beta  # w λ = 2 w/α, w (λ − 1) = w (2 − α)/α
@@ -281,7 +281,7 @@ def geodesic(t: Scalar, x: Tensor, y: Tensor, c: Scalar) -> Tensor:
 def to_klein(x: Tensor, c: Scalar) -> Tensor:
     """Poincaré ball to Klein model, where geodesics are straight: k = 2x/(1 + c‖x‖²).
 
-    x: [..., d].  Returns [..., d].  2x/2 = x at c = 0.  In float32 a point within 1e-4 of the sphere comes to lie on
+    x: [..., d].  Returns [..., d].  2x at c = 0.  In float32 a point within 1e-4 of the sphere comes to lie on
     it: compute means with `means.midpoint`, not through Klein coordinates.   Source: HIE, Einstein midpoint.
     """
     (x,) = prepare(c, x)
@@ -289,7 +289,7 @@ def to_klein(x: Tensor, c: Scalar) -> Tensor:
 
 
 def from_klein(k: Tensor, c: Scalar) -> Tensor:
-    """Klein model to Poincaré ball, the inverse of `to_klein`: x = k/(1 + √(1 − c‖k‖²)).
+    """Klein model to Poincaré ball, the inverse of `to_klein`: x = k/(1 + √(1 − c‖k‖²));  k/2 at c = 0.
 
     k: [..., d], c‖k‖² ≤ 1 (what lies outside by rounding is taken for a point of the sphere).  Returns [..., d].
     Source: HIE, Einstein midpoint.

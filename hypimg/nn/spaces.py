@@ -254,13 +254,13 @@ class HIEBall(PoincareBall):
 
     What differs from PoincareBall, which computes what the formulas say:
     - exp₀, project, log₀: the norm is floored at 1e-5 and tanh's argument held within ± 15.
-    - dist, dist0, cdist, log₀: artanh's argument is held within ± (1 − 1e-5) (its gradient is that of the held value, not
-      cut), so no distance exceeds 12.2047/√c though two clipped points can be 15.20/√c apart; the denominator of the
+    - dist, dist0, cdist, log₀: artanh's argument is held within ± (1 − 1e-5), with the gradient of the held value, not
+      cut: no distance exceeds 12.2047/√c though two clipped points can be 15.20/√c apart. The denominator of the
       Möbius sum has 1e-5 added. At c = 1 and norms 0.5 / 0.9 / 0.99 / 0.999 this is wrong by 3e-5 / 6e-4 / 0.05 / 2.8.
     - cdist stores [..., n, m, d].
     - midpoint goes through Klein coordinates, which lose digits near the sphere: of one point at norm 0.999 it is
       0.99896, nearer to the origin by 0.035. With a margin below 1e-3 it may be NaN.
-    - the gradient is rescaled by default, as in every run of the official code, with the initial c even if c is learnable.
+    - the gradient is rescaled by default, as in every run of the official code, by the initial c even if c is learned.
 
     The hyperplanes are ours: the official ones leave the ball (`HyperbolicMLR`), and their arsinh is wrong below −1e3.
     A learnable c is held as in PoincareBall; the official one is free.

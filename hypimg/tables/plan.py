@@ -55,8 +55,11 @@ def plan(
     settings: overrides that change no result (data_dir, device, threads, …).  fresh: nothing counts as done.
     Raises UserError for an unknown budget or cell, and for a setting that would change a result.
     """
-    from hypimg.run import read_summary, run_directory
+    from hypimg.run import run_directory
+    from hypimg.rundir import read_summary
 
+    if seed_words := [setting for setting in settings if setting.startswith("seed=")]:
+        raise UserError("setting", seed_words[0], "the seeds of a table are chosen by seeds=")
     identity, compose = identify(manifest, budget), composer(settings)
     lines = read_lines(results, manifest.name)
     known, seconds = by_key(lines), expected_seconds([line for line in lines if line.get("budget") == budget])
@@ -161,9 +164,11 @@ def describe(manifest: Manifest, planned: Sequence[Planned], budget: str, jobs: 
 def duration(seconds: float) -> str:
     """A time as one reads it.
 
-    >>> duration(48), duration(600), duration(9000)
-    ('48 s', '10 min', '2.5 h')
+    >>> duration(48), duration(204), duration(9000)
+    ('48 s', '3.4 min', '2.5 h')
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

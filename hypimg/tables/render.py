@@ -6,106 +6,68 @@ The same lines and manifest give the same bytes, so a test can tell that a commi
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hypimg.errors import UserError
-from hypimg.tables import formats
-from hypimg.tables.manifest import Cell, Manifest
-from hypimg.tables.results import RESULTS, Line, by_key, identify, read_lines
-from hypimg.tables.statistics import Estimate, Paired, Verdict, over_seeds, paired, verdict
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A cell with what its lines say, in the paper's unit."""
-
-    cell: Cell
-    values: dict[int, float]  # by seed; without the seeds at which the metric is undefined
-    lines: tuple[Line, ...]
-    estimate: Estimate | None  # None: not run, or undefined at every seed
-    verdict: Verdict | None  # None: nothing of the paper's to compare with, or not the paper's budget
-
-    @property
-    def official(self) -> bool:
-        """Whether every run of it saw the data as its authors publish it."""
-        return all(line.get("official", False) for line in self.lines)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two rows (or columns) compared by seed, in each column (or row)."""
-
-    first: str
-    second: str
-    of_rows: bool
-    results: tuple[tuple[str, Paired | None, Cell], ...]  # (column or row, differences, a cell for its digits)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Everything that a rendered table says, before it takes a form."""
-
-    manifest: Manifest
-    budget: str
-    cells: dict[str, Shown]
-    comparisons: tuple[Comparison, ...]
-
-    def shown(self, row: str, column: str) -> Shown:
-        return self.cells[f"{row}/{column}"]
-
-
-def collect(manifest: Manifest, results: Path = RESULTS, budget: str = "paper") -> Table:
-    """The table's numbers: of each cell the lines that carry its current key, at any seed that the file knows."""
-    lines = read_lines(results, manifest.name)
-    known, identity = by_key(lines), identify(manifest, budget)
-    seeds = sorted({*manifest.seeds, *(line["seed"] for line in lines)})
-    cells: dict[str, Shown] = {}
-    for cell in manifest.cells:
-        found = {}
-        if cell.runnable and known:
-            keys = {seed: identity(cell, seed).key for seed in seeds}
-            found = {seed: known[key] for seed, key in keys.items() if key in known}
-        values = {seed: _value(cell, line) for seed, line in found.items()}
-        cells[cell.name] = _shown(cell, {s: v for s, v in values.items() if v is not None}, found.values(), budget)
-    for cell in manifest.cells:
-        if cell.row.change:
-            a, b = (cells[f"{name}/{cell.column.name}"] for name in cell.row.change)
-            changes = {s: 100 * (a.values[s] / b.values[s] - 1) for s in a.values.keys() & b.values.keys() if b.values[s]}
-            cells[cell.name] = _shown(cell, dict(sorted(changes.items())), (*a.lines, *b.lines), budget)
-    return Table(manifest, budget, cells, tuple(_compare(manifest, cells, *pair) for pair in manifest.compare))
-
-
-def _value(cell: Cell, line: Line) -> float | None:
-    value = line["metrics"].get(cell.measure.name)
-    return None if value is None else value * cell.measure.scale
-
-
-def _shown(cell: Cell, values: dict[int, float], lines: Sequence[Line], budget: str) -> Shown:
-    numbers = list(values.values())
-    judged = None
-    if numbers and cell.paper is not None and budget == "paper":
-        judged = verdict(numbers, cell.paper.value)
-    return Shown(cell, values, tuple(lines), over_seeds(numbers) if numbers else None, judged)
-
-
-def _compare(manifest: Manifest, cells: dict[str, Shown], first: str, second: str) -> Comparison:
-    of_rows = first in {row.name for row in manifest.rows}
-    results = []
-    for other in manifest.columns if of_rows else manifest.rows:
-        a, b = (cells[f"{name}/{other.name}" if of_rows else f"{other.name}/{name}"] for name in (first, second))
-        if a.cell.runs and b.cell.runs:
-            results.append((other.name, paired(a.values, b.values), a.cell))
-    return Comparison(first, second, of_rows, tuple(results))
+from hypimg.tables.as_csv import csv
+from hypimg.tables.as_latex import latex
+from hypimg.tables.as_markdown import markdown
+from hypimg.tables.collect import collect
+from hypimg.tables.manifest import Manifest
+from hypimg.tables.results import RESULTS
 
 
 def render(manifest: Manifest, results: Path = RESULTS, budget: str = "paper") -> dict[str, str]:
-    """The files of a table under a budget, by name: `table.md`, `.tex`, `.csv` (`table_<budget>.*` for other budgets)."""
+    """The files of a table, by name: `table.md`, `.tex`, `.csv`, or `table_<budget>.*` for a budget not the paper's."""
     table = collect(manifest, results, budget)
     stem = "table" if budget == "paper" else f"table_{budget}"
     return {
-        f"{stem}.md": formats.markdown(table),
-        f"{stem}.tex": formats.latex(table),
-        f"{stem}.csv": formats.csv(table),
+        f"{stem}.md": markdown(table),
+        f"{stem}.tex": latex(table),
+        f"{stem}.csv": csv(table),
     }
+
+
+def write(
+    manifest: Manifest,
+    results: Path = RESULTS,
+    budget: str = "paper",
+    readme: Path | None = None,
+    *,
+    check: bool = False,
+) -> list[Path]:
+    """Bring a table's files, and its section of a README, up to date; which ones were not.
+
+    check: change nothing, only say which are stale.
+    """
+    stale = []
+    files = render(manifest, results, budget)
+    for name, content in files.items():
+        path = results / manifest.name / name
+        if path.exists() and path.read_bytes() == content.encode():
+            continue
+        stale.append(path)
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode())
+    if readme is not None and budget == "paper" and not readme_section(readme, manifest.name, files["table.md"], check):
+        stale.append(readme)
+    return stale
+
+
+def readme_section(path: Path, name: str, markdown: str, check: bool = False) -> bool:
+    """Put a table between `<!-- results:<name> -->` and `<!-- /results -->`; whether it already stood there.
+
+    A file without the first marker has no such section and counts as up to date.  check: change nothing.
+    """
+    text = path.read_text()
+    start = f"<!-- results:{name} -->"
+    if start not in text:
+        return True
+    section = re.compile(rf"{re.escape(start)}\n.*?<!-- /results -->", re.DOTALL)
+    if not section.search(text):
+        raise UserError(str(path), start, "has no closing <!-- /results --> after it")
+    renewed = section.sub(lambda _: f"{start}\n{markdown}<!-- /results -->", text, count=1)
+    if renewed != text and not check:
+        path.write_text(renewed)
+    return renewed == text

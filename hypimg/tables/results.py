@@ -64,7 +64,7 @@ def identify(manifest: Manifest, budget: str) -> Callable[[Cell, int], Identity]
         )
         name = repr(cell.evaluator)
         if name not in evaluators:
-            evaluators[name] = cell.evaluator and config.canonical(compose_evaluator(cell.evaluator))
+            evaluators[name] = config.canonical(compose_evaluator(cell.evaluator)) if cell.evaluator else None
         return Identity(config.digest({"runs": run_keys, "evaluator": evaluators[name]}), run_keys)
 
     return identity
@@ -158,3 +158,16 @@ def _mend_tail(file: Any) -> None:
 def by_key(lines: Iterable[Line]) -> dict[str, Line]:
     """The newest line of each key. Cells that ask the same of the same runs share it."""
     return {line["key"]: line for line in lines}
+
+
+def command(manifest: Manifest, budget: str = "paper", only: str = "") -> str:
+    """The command that fills cells of a table.
+
+    >>> from types import SimpleNamespace
+    >>> command(SimpleNamespace(name="hie_table3"), "cpu", "hyperbolic/*")
+    "python scripts/reproduce.py hie_table3 budget=cpu 'only=hyperbolic/*'"
+    """
+    words = ["python scripts/reproduce.py", manifest.name]
+    words += [] if budget == "paper" else [f"budget={budget}"]
+    words += [f"'only={only}'"] if only else []
+    return " ".join(words)

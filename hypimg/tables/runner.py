@@ -6,19 +6,49 @@ run gave is written down as soon as it is finished, so a stopped reproduction go
 
 from __future__ import annotations
 
+import importlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hypimg import config
 from hypimg.errors import UserError, nearest
-from hypimg.tables.manifest import Manifest, Overrides
-from hypimg.tables.plan import Planned, missing_runs
-from hypimg.tables.results import RESULTS, Line, append_line, compose_evaluator, later_wins, read_lines, run_overrides
+from hypimg.tables import render
+from hypimg.tables.manifest import Manifest
+from hypimg.tables.plan import Planned, describe, missing_runs, plan
+from hypimg.tables.results import RESULTS, Line, append_line, command, compose_evaluator, later_wins, run_overrides
 
-# Lines are written after each batch of runs: enough runs that workers seldom wait for the slowest, few enough that
-# little is unrecorded.
+# Lines are written after each batch of parallel runs: enough runs that workers seldom wait for the slowest of a batch,
+# few enough that little is lost when the machine goes down.
 RUNS_PER_WORKER = 4
+
+
+def reproduce(
+    manifest: Manifest,
+    budget: str = "paper",
+    seeds: Sequence[int] | None = None,
+    only: str = "",
+    *,
+    jobs: int = 1,
+    fresh: bool = False,
+    settings: Sequence[str] = (),
+    results: Path = RESULTS,
+    readme: Path | None = None,
+) -> int:
+    """Print the plan, run what is missing, append lines, render, draw; the worst exit code of the runs (0: all good).
+
+    settings: overrides that change no result (device, data_dir, …).  jobs: runs at a time on this machine, one thread
+    each.  fresh: what was done is set aside and done again.  readme: a file whose section of this table is renewed.
+    """
+    planned = plan(manifest, budget, seeds, only, settings=settings, fresh=fresh, results=results)
+    print(describe(manifest, planned, budget, jobs), flush=True)
+    worst = run_missing(manifest, planned, budget, settings=settings, jobs=jobs, fresh=fresh, results=results)
+    for path in render.write(manifest, results, budget, readme):
+        print(f"written: {path}")
+    if worst < 128:
+        draw_figures(manifest, planned, settings=settings, results=results)
+    return worst
 
 
 def run_missing(
@@ -28,6 +58,7 @@ def run_missing(
     *,
     settings: Sequence[str] = (),
     jobs: int = 1,
+    fresh: bool = False,
     results: Path = RESULTS,
 ) -> int:
     """Train what is missing, evaluate what is finished, append a line per (cell, seed); the worst exit code.
@@ -36,56 +67,66 @@ def run_missing(
     """
     from hypimg.launch import launch
 
-    worst = record_finished(manifest, [i for i in planned if i.state == "run-finished"], budget, results)
+    waiting = [item for item in planned if item.state == "run-finished"]
+    worst = record(manifest, waiting, budget, settings=settings, results=results)
     todo = [item for item in planned if item.state in ("unfinished", "absent")]
     missing = list(missing_runs(todo).items())
-    launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
     together = RUNS_PER_WORKER * jobs if jobs > 1 else 1
+    launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
     for start in range(0, len(missing), together):
         chunk = missing[start : start + together]
+        if fresh:
+            for key, item in chunk:
+                _set_aside(item.directories[item.run_keys.index(key)])
         runs = [item.overrides[item.run_keys.index(key)] for key, item in chunk]
-        codes = launch([list(later_wins((*overrides, *settings))) for overrides in runs], launcher)
-        worst = max(worst, *codes)
+        try:
+            codes = launch([list(later_wins((*overrides, *settings))) for overrides in runs], launcher)
+        except SystemExit as stopped:  # a signal: the run saved itself, and no other is to begin
+            return max(worst, stopped.code if isinstance(stopped.code, int) else 1)
         good = {key for (key, _), code in zip(chunk, codes, strict=True) if code == 0}
-        open_items = [item for item in todo if good & set(item.run_keys)]
-        worst = max(worst, record_finished(manifest, open_items, budget, results))
+        now = [item for item in todo if good & set(item.run_keys)]
+        worst = max(worst, *codes, record(manifest, now, budget, settings=settings, results=results))
         if max(codes) >= 128:
             break
     return worst
 
 
-def record_finished(manifest: Manifest, items: Sequence[Planned], budget: str, results: Path) -> int:
-    """Evaluate the items whose runs are all finished and append their lines; the worst exit code."""
-    from hypimg.run import read_summary
+def _set_aside(directory: Path) -> None:
+    from hypimg import rundir
 
+    if directory.exists():
+        with rundir.hold(directory):
+            rundir.set_aside(directory, "fresh")
+
+
+def record(
+    manifest: Manifest, items: Sequence[Planned], budget: str, *, settings: Sequence[str] = (), results: Path = RESULTS
+) -> int:
+    """Evaluate the items whose runs are all finished and append their lines; the worst exit code."""
     worst = 0
-    evaluated: dict[str, Line] = {}
+    measured: dict[str, Line] = {}
     for item in items:
-        summaries = [read_summary(directory) for directory in item.directories]
-        finished = [summary for summary in summaries if summary is not None]
-        if len(finished) < len(summaries):
-            continue
+        name = f"{item.cell.name} seed {item.seed}"
         try:
-            if item.key not in evaluated:
-                evaluated[item.key] = _evaluate(item, finished)
-            measured = evaluated[item.key]
-            metric = item.cell.measure.name
-            if metric not in measured["metrics"]:
-                print(
-                    f"{item.cell.name} seed {item.seed}: no metric {metric}; {nearest(str(metric), measured['metrics'])}"
-                )
-            line = {
+            if item.key not in measured:
+                line = measure(item, settings)
+                if line is None:
+                    continue
+                measured[item.key] = line
+            metric = str(item.cell.measure.name)
+            if metric not in measured[item.key]["metrics"]:
+                print(f"{name}: no metric {metric}; {nearest(metric, measured[item.key]['metrics'])}")
+            place = {
                 "table": manifest.name,
                 "budget": budget,
                 "row": item.cell.row.name,
                 "column": item.cell.column.name,
                 "overrides": [list(run) for run in run_overrides(manifest, item.cell, budget)],
                 "seed": item.seed,
-                **measured,
             }
-            append_line(results, manifest.name, line)
+            append_line(results, manifest.name, place | measured[item.key])
         except UserError as error:
-            print(f"{item.cell.name} seed {item.seed}: {error}")
+            print(f"{name}: {error}")
             worst = max(worst, error.exit_code)
         except Exception:  # our bug: shown whole, and the other cells still get their numbers
             traceback.print_exc()
@@ -93,26 +134,88 @@ def record_finished(manifest: Manifest, items: Sequence[Planned], budget: str, r
     return worst
 
 
-def _evaluate(item: Planned, summaries: list[dict[str, Any]]) -> Line:
-    """What a line says beside its place in the table."""
-    from hypimg.run import evaluate
+def measure(item: Planned, settings: Sequence[str] = ()) -> Line | None:
+    """What a line says beside its place in the table; None while a run of it is not finished."""
+    from hypimg import rundir
 
-    data = [summary["data"] for summary in summaries]
+    summaries = [rundir.read_summary(directory) for directory in item.directories]
+    finished = [summary for summary in summaries if summary is not None]
+    if len(finished) < len(summaries):
+        return None
+    data = [summary["data"] for summary in finished]
     if item.cell.evaluator is None:
-        (summary,) = summaries
-        metrics = {**summary["metrics"], "seconds": summary["seconds"], "epochs": summary["epochs"]}
+        metrics = {**finished[0]["metrics"], "seconds": finished[0]["seconds"], "epochs": finished[0]["epochs"]}
     else:
-        evaluation = evaluate(list(item.directories), compose_evaluator(item.cell.evaluator))
+        evaluation = _evaluate(item, settings)
         metrics = dict(evaluation.metrics)
+        data += list(evaluation.data.values())
+    data = list({entry["digest"]: entry for entry in data}.values())
     return {
         "metrics": metrics,
         "runs": list(item.run_keys),
         "key": item.key,
         "data": data,
         "official": all(entry["official"] for entry in data),
-        "result_version": summaries[0]["result_version"],
-        "commit": summaries[0]["commit"],
-        "device": summaries[0]["device"],
-        "threads": summaries[0]["threads"],
-        "seconds": round(sum(summary["seconds"] for summary in summaries), 1),
+        "result_version": finished[0]["result_version"],
+        "commit": finished[0]["commit"],
+        "device": finished[0]["device"],
+        "threads": finished[0]["threads"],
+        "seconds": round(sum(summary["seconds"] for summary in finished), 1),
     }
+
+
+def _evaluate(item: Planned, settings: Sequence[str]) -> Any:
+    from hypimg.run import evaluate
+
+    assert item.cell.evaluator is not None
+    machine = config.compose(list(settings))
+    return evaluate(
+        list(item.directories),
+        compose_evaluator(item.cell.evaluator),
+        data_dir=machine.data_dir,
+        store_dir=machine.store_dir,
+        device=machine.device,
+    )
+
+
+def draw_figures(
+    manifest: Manifest,
+    planned: Sequence[Planned],
+    figures: Iterable[str] = (),
+    *,
+    settings: Sequence[str] = (),
+    results: Path = RESULTS,
+) -> int:
+    """Draw the manifest's figures (or those named) from stored scores of finished runs; 2 where none are at hand.
+
+    `hypimg.figures.<name>.draw(scores, out_dir)` gets {(row, column): path of the .npz of the lowest finished seed}.
+    """
+    chosen = list(figures) or list(manifest.figures)
+    for name in chosen:
+        if name not in manifest.figures:
+            raise UserError("figure", name, f"not of {manifest.name}; {nearest(name, manifest.figures)}")
+    scores = _scores(planned, settings) if chosen else {}
+    if chosen and not scores:
+        print(f"not drawn ({', '.join(chosen)}): no finished run here has scores; {command(manifest)} makes them")
+        return UserError.exit_code
+    for name in chosen:
+        for path in importlib.import_module(f"hypimg.figures.{name}").draw(scores, results / manifest.name):
+            print(f"drawn: {path}")
+    return 0
+
+
+def _scores(planned: Sequence[Planned], settings: Sequence[str]) -> dict[tuple[str, str], Path]:
+    """The stored scores of each evaluated cell at its lowest finished seed."""
+    from hypimg import rundir
+
+    scores: dict[tuple[str, str], Path] = {}
+    by_key: dict[str, Path] = {}
+    for item in sorted(planned, key=lambda item: item.seed):
+        place = (item.cell.row.name, item.cell.column.name)
+        if place in scores or item.cell.evaluator is None:
+            continue
+        if all(rundir.read_summary(directory) is not None for directory in item.directories):
+            if item.key not in by_key:
+                by_key[item.key] = _evaluate(item, settings).scores
+            scores[place] = by_key[item.key]
+    return scores
