@@ -71,20 +71,12 @@ def launch(jobs: Sequence[Sequence[str]], launcher: Sequence[str] = ()) -> list[
         cfg = _compose_with_hydra(list(launcher))
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        context = HydraContext(config_loader=hydra.config_loader, callbacks=hydra._internal_callbacks()) if hasattr(
-            hydra, "_internal_callbacks"
-        ) else HydraContext(config_loader=hydra.config_loader, callbacks=_no_callbacks())
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=hydra.callbacks)
         with open_dict(cfg):
             cfg.hydra.overrides.task = []  # each job brings its own words
         started = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_task, config=cfg)
         returns = started.launch(words, initial_job_idx=0)
     return [_code(job) for job in returns]
-
-
-def _no_callbacks() -> Any:
-    from hydra._internal.callbacks import Callbacks
-
-    return Callbacks()
 
 
 def _compose_with_hydra(overrides: list[str]) -> DictConfig:

@@ -175,7 +175,7 @@ def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset,
                 make_scheduler=lambda optimizer: instantiate(cfg.scheduler, optimizer),
                 checkpoints=checkpoints,
                 loggers=[metrics_file, *([tracker] if tracker else [])],
-                progress=lambda epochs, steps, done: Progress(title, epochs, steps, done),
+                make_progress=lambda epochs, steps, done: Progress(title, epochs, steps, done),
                 stop=stop,
             )
         rows = read_metrics(metrics_file.path)

@@ -22,7 +22,6 @@ from pathlib import Path
 from hypimg.config import compose_group, members
 from hypimg.data.prepare import State, inspect
 from hypimg.errors import UserError, nearest
-from hypimg.run import instantiate
 
 
 def main(words: Sequence[str]) -> int:
@@ -31,16 +30,13 @@ def main(words: Sequence[str]) -> int:
         return 0
     try:
         options = parse(words)
-        states = [
-            inspect(
-                instantiate(compose_group("dataset", name)),
-                Path(options["data_dir"]),
-                Path(options["store_dir"]),
-                fill=truth("fill", options["fill"]),
-                download=truth("download", options["download"]),
-            )
-            for name in (options["dataset"].split(",") if options["dataset"] else members("dataset"))
-        ]
+        names = options["dataset"].split(",") if options["dataset"] else members("dataset")
+        nodes = [compose_group("dataset", name) for name in names]
+        fill, download = (truth(key, options[key]) for key in ("fill", "download"))
+        from hypimg.run import instantiate  # imports the training loop: 2 s
+
+        folders = Path(options["data_dir"]), Path(options["store_dir"])
+        states = [inspect(instantiate(node), *folders, fill=fill, download=download) for node in nodes]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

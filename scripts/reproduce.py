@@ -13,6 +13,7 @@
   plan=0           1: show the plan and stop
   render=0         1: write the tables from the lines that are there, run nothing
   figures_only=0   1: draw the figures from stored scores, run nothing; or name some: figures_only=hie_fig1,hie_fig5
+  hydra/launcher=  another of Hydra's launchers (submitit_slurm), with its hydra.launcher.*= settings
   …                any setting that changes no result: data_dir=, store_dir=, runs_dir=, threads=, logger=csv, …
 
 Finished cells are lines of results/<table>/runs.jsonl; stop at any time, the same command goes on.
@@ -57,9 +58,9 @@ def main(words: list[str]) -> int:
         return error.exit_code
 
 
-def parse(words: list[str]) -> tuple[str, dict[str, str], list[str]]:
-    """The table's name, the options, and the settings that go to the runs. Empty values mean the default."""
-    table, options, settings = "", dict(OPTIONS), []
+def parse(words: list[str]) -> tuple[str, dict[str, str], list[str], list[str]]:
+    """The table's name, the options, the runs' settings, the launcher's words. Empty values mean the default."""
+    table, options, settings, launcher = "", dict(OPTIONS), [], []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
@@ -71,15 +72,15 @@ def parse(words: list[str]) -> tuple[str, dict[str, str], list[str]]:
         elif key in options:
             options[key] = value or options[key]
         elif value:
-            settings.append(word)
+            (launcher if key.startswith(("hydra/", "hydra.")) else settings).append(word)
     if not table:
         raise UserError("table", None, f"name one: {', '.join(manifests.names())}")
     if options["device"]:
         settings.append(f"device={options['device']}")
-    return table, options, settings
+    return table, options, settings, launcher
 
 
-def reproduce(table: str, options: dict[str, str], settings: list[str]) -> int:
+def reproduce(table: str, options: dict[str, str], settings: list[str], launcher: list[str]) -> int:
     manifest = manifests.load(table)
     seeds = _seeds(options["seeds"])
     jobs = _whole("jobs", options["jobs"])
@@ -101,8 +102,18 @@ def reproduce(table: str, options: dict[str, str], settings: list[str]) -> int:
             print(runner.describe(manifest, planned, budget, jobs))
             return 0
         chosen = [] if options["figures_only"] == "1" else options["figures_only"].split(",")
-        return runner.draw_figures(manifest, planned, chosen, settings=settings)
-    return runner.reproduce(manifest, budget, seeds, only, jobs=jobs, fresh=fresh, settings=settings, readme=readme)
+        return runner.draw_figures(manifest, planned, budget, chosen, settings=settings)
+    return runner.reproduce(
+        manifest,
+        budget,
+        seeds,
+        only,
+        jobs=jobs,
+        launcher=launcher,
+        fresh=fresh,
+        settings=settings,
+        readme=readme,
+    )
 
 
 def _seeds(text: str) -> tuple[int, ...] | None:

@@ -36,9 +36,7 @@ PICKLE_GLOBALS = {
 
 
 @contextmanager
-def open_zip(
-    path: Path, max_members: int = MAX_MEMBERS, max_unpacked: int = MAX_UNPACKED
-) -> Iterator[zipfile.ZipFile]:
+def open_zip(path: Path, max_members: int = MAX_MEMBERS, max_unpacked: int = MAX_UNPACKED) -> Iterator[zipfile.ZipFile]:
     """A zip file whose table of contents is harmless: no name leaves the folder, sizes within limits, no encryption.
 
     The sizes are those that the table states; zipfile reads no member beyond its stated size. Errors while reading

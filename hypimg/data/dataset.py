@@ -64,7 +64,9 @@ class ImageDataset(ABC):
         except (TypeError, ValueError):
             numbers = ()
         if len(numbers) != channels or not all(map(math.isfinite, numbers)):
-            raise UserError(f"dataset.{thing}", values, f"must be a list of {channels} finite number(s), one per channel")
+            raise UserError(
+                f"dataset.{thing}", values, f"must be {channels} finite number(s) in a list, one per channel"
+            )
         return numbers
 
     @property

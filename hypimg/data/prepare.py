@@ -36,6 +36,7 @@ def inspect(dataset: ImageDataset, data_dir: Path, store_dir: Path, fill: bool =
         found = dataset.find(data_dir)
         if found is None and not download:
             return State(dataset.name, "missing", note=f"{dataset.where} under {data_dir}, or pass download=true")
+        store: ImageStore | None
         if fill or found is None:
             store = dataset.open(data_dir, store_dir, download)
             found = found or dataset.find(data_dir)

@@ -86,8 +86,8 @@ def read_images(
     frames the first counts. Colour becomes grey (ITU-R 601 luma) where C is 1. Then the image is resized to H × W by
     Pillow's bilinear filter with antialiasing; its proportions are not kept.
 
-    invert: `no`; `yes`: 255 − value; `auto`: `yes` where the model is grey (C = 1; taken to know white ink on black, as
-        in MNIST) and the border of the image is lighter than mid-grey, else `no`.
+    invert: `no`; `yes`: 255 − value; `auto`: `yes` where the model is grey (C = 1; taken to know white ink on black,
+        as in MNIST) and the border of the image is lighter than mid-grey, else `no`.
     A damaged, empty, or oversized file, or one that is no image, is skipped with a reason; nothing is raised.
     """
     if invert not in INVERT:

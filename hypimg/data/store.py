@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
@@ -78,7 +79,7 @@ class ImageStore:
             self.official: bool = self.meta["official"]
             self.digest: str = self.meta["digest"]
             self._files = {name: self._map(name, **entry) for name, entry in self.meta["files"].items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if not path.exists():
                 raise FileNotFoundError(path) from error
             raise DamagedStore(f"{type(error).__name__}: {error}") from error
@@ -193,10 +194,14 @@ def open_or_fill(store_dir: Path, name: str, digest: str, decode: Callable[[], D
 
 @contextlib.contextmanager
 def _writing(store_dir: Path) -> Iterator[None]:
-    """Turns what a user can mend about a disk into one line."""
+    """Turns what a user can mend about a disk into one line. Errors about files elsewhere (a source) pass through."""
     try:
         yield
     except OSError as error:
+        if error.filename is not None:
+            file = Path(error.filename)
+            if not (file.is_relative_to(store_dir) or store_dir.is_relative_to(file)):
+                raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remedy = f"{error.strerror}; free some space there or pass store_dir=<a folder with more>"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
@@ -258,19 +263,17 @@ def _write_ragged(folder: Path, images: Iterable[np.ndarray], files: dict[str, d
 
 def _write_array(file: Path, array: np.ndarray) -> dict[str, Any]:
     array = np.ascontiguousarray(array)
-    size = _write_bytes(file, [_npy_header(array), array.tobytes()])
+    size = _write_bytes(file, [_npy_header(array), array.reshape(-1).view(np.uint8).data])
     return {"bytes": size, "dtype": array.dtype.str, "shape": list(array.shape)}
 
 
 def _npy_header(array: np.ndarray) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
     return buffer.getvalue()
 
 
-def _write_bytes(file: Path, chunks: Iterable[bytes]) -> int:
+def _write_bytes(file: Path, chunks: Iterable[bytes | memoryview]) -> int:
     # np.save hands a full disk on as an OSError without errno; plain writes keep it.
     with open(file, "wb") as handle:
         size = sum(handle.write(chunk) for chunk in chunks)

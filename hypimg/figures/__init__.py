@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypimg.errors import UserError
 
@@ -40,7 +40,7 @@ SLATE = "#5b7c99"  # the in-distribution side where classes do not matter; outli
 COLUMN_WIDTH = 3.35  # inches: one column of a two-column page
 PAGE_WIDTH = 6.9
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,

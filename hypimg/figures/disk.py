@@ -31,7 +31,7 @@ def draw(scores: Path, out_dir: Path) -> list[Path]:
     require_plane(stored, scores)
     with style():
         figure = Figure(figsize=(COLUMN_WIDTH, 1.32 * COLUMN_WIDTH), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=[1.0, 0.32])
+        upper, lower = figure.subfigures(2, 1, height_ratios=[1.0, 0.32], squeeze=False)[:, 0]
         drawn = draw_embedding(upper.subplots(), stored)
         draw_distances(lower.subplots(), stored)
         return save(figure, out_dir / "disk", caption(stored, *drawn))
@@ -40,9 +40,7 @@ def draw(scores: Path, out_dir: Path) -> list[Path]:
 def require_plane(stored: dict[str, np.ndarray], scores: Path) -> None:
     dim = stored["points"].shape[1]
     if dim != 2:
-        raise UserError(
-            "dim", dim, f"only embeddings of dimension 2 can be drawn; {scores} holds others, run with dim=2"
-        )
+        raise UserError("dim", dim, f"only embeddings of dimension 2 can be drawn, run with dim=2 ({scores})")
 
 
 def draw_embedding(
@@ -64,9 +62,10 @@ def draw_embedding(
             draw_hyperplanes(ax, stored["offsets"], stored["normals"], c)
     shown, crossed = every(points, MOST_POINTS), every(outliers, MOST_OUTLIERS)
     colours = [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in labels[shown]]
-    ax.scatter(*points[shown].T, s=3, c=colours, linewidths=0, alpha=0.8, zorder=3, rasterized=True, clip_on=False)
-    crosses = {"s": 5, "c": "black", "marker": "x", "linewidths": 0.35}
-    ax.scatter(*outliers[crossed].T, **crosses, zorder=4, clip_on=False, label=outliers_name)
+    x, y = points[shown].T
+    ax.scatter(x, y, s=3, c=colours, linewidths=0, alpha=0.8, zorder=3, rasterized=True, clip_on=False)
+    x, y = outliers[crossed].T
+    ax.scatter(x, y, s=5, c="black", marker="x", linewidths=0.35, zorder=4, clip_on=False, label=outliers_name)
     ax.legend(loc="lower right", handletextpad=0.1, borderaxespad=0.2, frameon=True, edgecolor="none")
     ax.plot(0, 0, marker="o", markersize=3.5, markerfacecolor="white", markeredgecolor=INK, zorder=5)
     name_classes(ax, points, labels, c)
@@ -109,11 +108,13 @@ def hyperplane(offset: np.ndarray, normal: np.ndarray, c: float, count: int = 20
 def draw_hyperplanes(ax: Axes, offsets: np.ndarray, normals: np.ndarray, c: float) -> None:
     """Each class's hyperplane in its colour: a circular arc of the disk, or a straight line for c = 0."""
     for label, (offset, normal) in enumerate(zip(offsets, normals, strict=True)):
-        look = {"color": CLASS_COLOURS[label % len(CLASS_COLOURS)], "linewidth": 0.8, "zorder": 2.5}
+        colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
         if c > 0:
-            ax.plot(*hyperplane(offset, normal, c).T, solid_capstyle="butt", **look)
+            x, y = hyperplane(offset, normal, c).T
+            ax.plot(x, y, color=colour, linewidth=0.8, zorder=2.5, solid_capstyle="butt")
         else:
-            ax.axline(offset, offset + np.array([-normal[1], normal[0]]), **look)
+            further = offset + np.array([-normal[1], normal[0]])
+            ax.axline(tuple(offset), tuple(further), color=colour, linewidth=0.8, zorder=2.5)
 
 
 def shade_decisions(ax: Axes, offsets: np.ndarray, normals: np.ndarray, c: float, pixels: int = 500) -> None:
@@ -139,15 +140,15 @@ def name_classes(ax: Axes, points: np.ndarray, labels: np.ndarray, c: float) -> 
     if outer.any():
         angles = spread(np.arctan2(centres[outer, 1], centres[outer, 0]), gap=np.radians(11))
         centres[outer] = 1.085 / c**0.5 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    for label, centre in zip(classes, centres, strict=True):
+    for label, (x, y) in zip(classes, centres, strict=True):
         colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
         badge = {"boxstyle": "circle,pad=0.18", "facecolor": colour, "edgecolor": "white", "linewidth": 0.7}
         text = "black" if label % len(CLASS_COLOURS) in LIGHT else "white"
-        ax.text(*centre, str(label), ha="center", va="center", fontweight="bold", color=text, bbox=badge, zorder=6)
+        ax.text(x, y, str(label), ha="center", va="center", fontweight="bold", color=text, bbox=badge, zorder=6)
 
 
 def spread(angles: np.ndarray, gap: float) -> np.ndarray:
-    """Angles moved apart, each as little as needed, until neighbours on the circle are `gap` apart (if they all fit)."""
+    """Angles moved apart, each as little as needed, until neighbours on the circle are `gap` apart if all fit."""
     order = np.argsort(angles)
     moved = angles[order]
     for _ in range(100 * (len(angles) > 1)):
@@ -180,8 +181,9 @@ def caption(stored: dict[str, np.ndarray], points: int, outliers: int, lines: bo
     c = float(stored["c"])
     place = f"the Poincaré disk (c = {c:g})" if c > 0 else "the Euclidean plane"
     text = (
-        f"Test images embedded in {place}, coloured by class: {points:,} of {len(stored['points']):,}, evenly spaced in "
-        f"stored order. Black crosses: {outliers:,} of {len(stored['outliers']):,} outliers, likewise. Ring: the origin."
+        f"Test images embedded in {place}, coloured by class: {points:,} of {len(stored['points']):,}, evenly spaced "
+        f"in stored order. Black crosses: {outliers:,} of {len(stored['outliers']):,} outliers, likewise. "
+        "Ring: the origin."
     )
     if "offsets" in stored:
         text += " Tint: the class with the largest logit." + " Lines: where the logit of a class is 0." * lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ HYPERBOLIC, EUCLIDEAN = "hyperbolic", "euclidean"  # the paper's rows of experim
 BINS = 40
 MOST_NINES = 16  # a p_max nearer to 1 than 10^-16 is drawn in the last bin
 
-PANEL_TEXT = {"color": INK, "fontsize": 7, "ha": "right"}
+PANEL_TEXT: dict[str, Any] = {"color": INK, "fontsize": 7, "ha": "right"}
 
 Sides = tuple[np.ndarray, np.ndarray]  # one value per MNIST test image, one per Omniglot drawing
 
@@ -77,6 +77,7 @@ def draw_probabilities(axes: np.ndarray, runs: list[dict[str, np.ndarray]]) -> N
         draw_histograms(ax, (np.exp(run["pmax_in"]), np.exp(run["pmax_out"])), np.linspace(0, 1, BINS // 2 + 1))
         write_ks(ax, (run["pmax_in"], run["pmax_out"]), place=(0.86, 0.88))
         ax.set(xlabel=r"$p_{\mathrm{max}}$", xlim=(0, 1), ylim=(0, 1))
+        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
 
 
 def draw_nines(axes: np.ndarray, runs: list[dict[str, np.ndarray]]) -> None:
@@ -97,11 +98,11 @@ def nines(log_p_max: np.ndarray) -> np.ndarray:
 
 
 def draw_histograms(ax: Axes, pair: Sides, bins: np.ndarray) -> None:
-    for values, look in (
-        (pair[0], {"histtype": "stepfilled", "color": SLATE, "alpha": 0.55, "label": "MNIST"}),
-        (pair[1], {"histtype": "step", "color": "black", "linewidth": 0.9, "label": "Omniglot"}),
-    ):
-        ax.hist(values, bins=bins, weights=np.full(len(values), 1 / len(values)), **look)
+    """Shares of images per bin: MNIST filled, Omniglot as a line."""
+    edges = bins.tolist()
+    shares = [np.full(len(values), 1 / len(values)) for values in pair]
+    ax.hist(pair[0], edges, weights=shares[0], histtype="stepfilled", color=SLATE, alpha=0.55, label="MNIST")
+    ax.hist(pair[1], edges, weights=shares[1], histtype="step", color="black", linewidth=0.9, label="Omniglot")
 
 
 def write_ks(ax: Axes, pair: Sides, place: tuple[float, float]) -> None:
@@ -112,7 +113,8 @@ def caption(hyperbolic: list[dict[str, np.ndarray]]) -> str:
     inside, outside = (len(hyperbolic[0][name]) for name in ("dist0_in", "dist0_out"))
     return (
         f"Scores of {inside:,} MNIST test images (filled) and {outside:,} Omniglot drawings (line), all of them; one "
-        "training (the lowest seed) per panel, KS: the two-sample Kolmogorov-Smirnov distance of its scores. Top: distance "
-        "to the origin of the hyperbolic net (a bin of clipped points that leaves its panel is labelled). Middle: largest softmax probability of the Euclidean net. Bottom: the same "
-        f"on a logarithmic axis; a p_max nearer to 1 than 1e-{MOST_NINES} is in the last bin. Each histogram sums to 1."
+        "training per panel (the lowest seed). KS: the two-sample Kolmogorov-Smirnov distance of its scores. Top: "
+        "distance to the origin of the hyperbolic net; a bin of clipped points that leaves its panel is labelled. "
+        "Middle: largest softmax probability of the Euclidean net. Bottom: the same on a logarithmic axis; a p_max "
+        f"nearer to 1 than 1e-{MOST_NINES} is in the last bin. Each histogram sums to 1."
     )

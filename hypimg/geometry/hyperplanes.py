@@ -22,8 +22,8 @@ def _logits(x: Tensor, w: Tensor, t: Tensor, scale: Tensor, c: Scalar) -> Tensor
     alpha = alpha_of(x, c)
     lam = 2 / alpha
     with torch.autocast(x.device.type, enabled=False):
-        z = (lam.to(x.dtype) * x) @ w.mT - (lam - 1).to(x.dtype) * t.to(x.dtype).mT
-    return scale.to(x.dtype).mT * z * asinhc(c * z * z)
+        z = (lam.to(x.dtype) * x) @ w.mT - (lam - 1).to(x.dtype) * t.squeeze(-1).to(x.dtype)
+    return scale.squeeze(-1).to(x.dtype) * z * asinhc(c * z * z)
 
 
 def _direction(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -251,6 +251,8 @@ def _cells(
             raise UserError(
                 f"{place}.metric", None, "no metric; name one for the table, the column, the row or the cell"
             )
+        if evaluator is None and len(runs) > 1 and not never_run:
+            raise UserError(f"{place}.evaluator", None, "a cell of several runs needs an evaluator")
         cells.append(
             Cell(
                 row=row,

@@ -102,15 +102,16 @@ def plan(
 
 
 def expected_seconds(lines: Sequence[Line]) -> Callable[[Cell], float | None]:
-    """What one run of a cell takes, by the median of earlier lines: of the cell, else its row, else the table."""
-
-    def of(matching: list[Line]) -> float | None:
-        took = [line["seconds"] / max(1, len(line["runs"])) for line in matching if line.get("seconds")]
-        return median(took) if took else None
+    """What one run of a cell takes: the median of earlier lines of the cell, else its row, its column, the table."""
 
     def seconds(cell: Cell) -> float | None:
-        row = [line for line in lines if line.get("row") == cell.row.name]
-        return of([line for line in row if line.get("column") == cell.column.name]) or of(row) or of(list(lines))
+        place = {"row": cell.row.name, "column": cell.column.name}
+        for names in (("row", "column"), ("row",), ("column",), ()):
+            alike = [line for line in lines if all(line.get(name) == place[name] for name in names)]
+            took = [line["seconds"] / max(1, len(line["runs"])) for line in alike if line.get("seconds")]
+            if took:
+                return median(took)
+        return None
 
     return seconds
 
@@ -139,7 +140,7 @@ def describe(manifest: Manifest, planned: Sequence[Planned], budget: str, jobs: 
     widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
     shown = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in grid]
     missing = missing_runs(planned)
-    todo = f"{len(missing)} {'run' if len(missing) == 1 else 'runs'} to train"
+    todo = f"{len(missing) or 'nothing'} {'run ' * (len(missing) == 1)}{'runs ' * (len(missing) > 1)}to train"
     begun = len({key for item in planned if item.state == "unfinished" for key in item.run_keys} & missing.keys())
     if begun:
         todo += f" ({begun} begun)"

@@ -7,6 +7,7 @@ run gave is written down as soon as it is finished, so a stopped reproduction go
 from __future__ import annotations
 
 import importlib
+import json
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def reproduce(
     only: str = "",
     *,
     jobs: int = 1,
+    launcher: Sequence[str] = (),
     fresh: bool = False,
     settings: Sequence[str] = (),
     results: Path = RESULTS,
@@ -39,15 +41,20 @@ def reproduce(
     """Print the plan, run what is missing, append lines, render, draw; the worst exit code of the runs (0: all good).
 
     settings: overrides that change no result (device, data_dir, …).  jobs: runs at a time on this machine, one thread
-    each.  fresh: what was done is set aside and done again.  readme: a file whose section of this table is renewed.
+    each.  launcher: words for another of Hydra's launchers, which then gets all runs at once.  fresh: what was done is
+    set aside and done again.  readme: a file whose section of this table is renewed.
     """
+    launcher = _launcher(jobs, launcher)
     planned = plan(manifest, budget, seeds, only, settings=settings, fresh=fresh, results=results)
     print(describe(manifest, planned, budget, jobs), flush=True)
-    worst = run_missing(manifest, planned, budget, settings=settings, jobs=jobs, fresh=fresh, results=results)
+    worst = run_missing(
+        manifest, planned, budget, settings=settings, jobs=jobs, launcher=launcher, fresh=fresh, results=results
+    )
     for path in render.write(manifest, results, budget, readme):
         print(f"written: {path}")
     if worst < 128:
-        draw_figures(manifest, planned, settings=settings, results=results)
+        everywhere = plan(manifest, budget, seeds, settings=settings, results=results) if only else planned
+        draw_figures(manifest, everywhere, budget, settings=settings, results=results)
     return worst
 
 
@@ -58,6 +65,7 @@ def run_missing(
     *,
     settings: Sequence[str] = (),
     jobs: int = 1,
+    launcher: Sequence[str] = (),
     fresh: bool = False,
     results: Path = RESULTS,
 ) -> int:
@@ -71,8 +79,7 @@ def run_missing(
     worst = record(manifest, waiting, budget, settings=settings, results=results)
     todo = [item for item in planned if item.state in ("unfinished", "absent")]
     missing = list(missing_runs(todo).items())
-    together = RUNS_PER_WORKER * jobs if jobs > 1 else 1
-    launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
+    together = RUNS_PER_WORKER * jobs if jobs > 1 else max(1, len(missing)) if launcher else 1
     for start in range(0, len(missing), together):
         chunk = missing[start : start + together]
         if fresh:
@@ -89,6 +96,20 @@ def run_missing(
         if max(codes) >= 128:
             break
     return worst
+
+
+def _launcher(jobs: int, launcher: Sequence[str]) -> list[str]:
+    """The words that choose a launcher: none for one run after another here, joblib's for several at a time."""
+    if jobs > 1 and launcher:
+        raise UserError("jobs", jobs, "is for this machine alone; another launcher brings its own number of workers")
+    if jobs > 1:
+        try:
+            importlib.import_module("hydra_plugins.hydra_joblib_launcher")
+        except ImportError:
+            remedy = "several runs at a time need hydra-joblib-launcher: pip install 'hypimg[launch]', or jobs=1"
+            raise UserError("jobs", jobs, remedy) from None
+        return ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"]
+    return list(launcher)
 
 
 def _set_aside(directory: Path) -> None:
@@ -181,14 +202,16 @@ def _evaluate(item: Planned, settings: Sequence[str]) -> Any:
 def draw_figures(
     manifest: Manifest,
     planned: Sequence[Planned],
+    budget: str = "paper",
     figures: Iterable[str] = (),
     *,
     settings: Sequence[str] = (),
     results: Path = RESULTS,
 ) -> int:
-    """Draw the manifest's figures (or those named) from stored scores of finished runs; 2 where none are at hand.
+    """Draw the manifest's figures (or those named) from stored scores of finished runs; 2 where one lacks its scores.
 
     `hypimg.figures.<name>.draw(scores, out_dir)` gets {(row, column): path of the .npz of the lowest finished seed}.
+    They are written beside the table, those of a budget not the paper's in a folder of its own.
     """
     chosen = list(figures) or list(manifest.figures)
     for name in chosen:
@@ -196,16 +219,23 @@ def draw_figures(
             raise UserError("figure", name, f"not of {manifest.name}; {nearest(name, manifest.figures)}")
     scores = _scores(planned, settings) if chosen else {}
     if chosen and not scores:
-        print(f"not drawn ({', '.join(chosen)}): no finished run here has scores; {command(manifest)} makes them")
+        makes = command(manifest, budget)
+        print(f"not drawn ({', '.join(chosen)}): no finished run here has scores; to make them: {makes}")
         return UserError.exit_code
+    out_dir = results / manifest.name / ("" if budget == "paper" else budget)
+    worst = 0
     for name in chosen:
-        for path in importlib.import_module(f"hypimg.figures.{name}").draw(scores, results / manifest.name):
-            print(f"drawn: {path}")
-    return 0
+        try:
+            for path in importlib.import_module(f"hypimg.figures.{name}").draw(scores, out_dir):
+                print(f"drawn: {path}")
+        except UserError as error:
+            print(f"not drawn: {error}")
+            worst = error.exit_code
+    return worst
 
 
 def _scores(planned: Sequence[Planned], settings: Sequence[str]) -> dict[tuple[str, str], Path]:
-    """The stored scores of each evaluated cell at its lowest finished seed."""
+    """The scores of each evaluated cell at its lowest finished seed: those stored, else of an evaluation made now."""
     from hypimg import rundir
 
     scores: dict[tuple[str, str], Path] = {}
@@ -216,6 +246,19 @@ def _scores(planned: Sequence[Planned], settings: Sequence[str]) -> dict[tuple[s
             continue
         if all(rundir.read_summary(directory) is not None for directory in item.directories):
             if item.key not in by_key:
-                by_key[item.key] = _evaluate(item, settings).scores
+                by_key[item.key] = _stored_scores(item) or _evaluate(item, settings).scores
             scores[place] = by_key[item.key]
     return scores
+
+
+def _stored_scores(item: Planned) -> Path | None:
+    """What an earlier evaluation left under the runs, so that drawing needs neither data nor model; the newest."""
+    assert item.cell.evaluator is not None
+    wanted = {"runs": list(item.run_keys), "evaluator": compose_evaluator(item.cell.evaluator)}
+    records = sorted((item.directories[0] / "evaluations").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    for record in reversed(records):
+        said = json.loads(record.read_text())
+        scores = record.with_suffix(".npz")
+        if scores.is_file() and all(config.canonical(said[name]) == config.canonical(wanted[name]) for name in wanted):
+            return scores
+    return None

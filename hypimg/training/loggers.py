@@ -32,16 +32,15 @@ class MetricsFile:
         self.path = path
         self._header: list[str] = []
 
-    def rewind(self, epochs: int) -> list[Row]:
-        """Keep the rows of the first `epochs` epochs, drop later or torn ones, and return what is kept."""
-        rows = [row for row in read_metrics(self.path) if row["epoch"] <= epochs]
+    def resume(self, closed: int) -> None:
+        """Keep the rows of the first `closed` epochs; drop later and torn ones, which will be written again."""
+        rows = [row for row in read_metrics(self.path) if row["epoch"] <= closed]
         if rows:
             self._header = list(rows[0])
             write_atomically(self.path, "".join(map(_csv_line, [self._header, *(row.values() for row in rows)])).encode())
         else:
             self.path.unlink(missing_ok=True)
             self._header = []
-        return rows
 
     def epoch(self, row: Row) -> None:
         if wrong := [name for name in row if not NAME.fullmatch(name)]:
@@ -156,6 +155,9 @@ class WandbLog:
                 raise
             log.warning("Weights & Biases cannot be reached (%s); logging offline", type(error).__name__)
             return wandb.init(**self._settings, mode="offline", settings=settings)
+
+    def resume(self, closed: int) -> None:
+        """W&B keeps what it has: rows sent again for an epoch it knows are dropped there."""
 
     def epoch(self, row: Row) -> None:
         self._calls.put(lambda run: run.log(dict(row), step=int(row["epoch"])))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hypimg.data.resident import ResidentImages
-from hypimg.errors import NonFiniteError, Stopped, UserError
+from hypimg.errors import Stopped, UserError
 from hypimg.training.checkpoint import Checkpoints
+from hypimg.training.diagnosis import explain_nondeterminism, first_non_finite, non_finite_error
 from hypimg.training.loggers import Row
 from hypimg.training.preemption import StopRequest
 
@@ -69,148 +69,168 @@ class Trainer:
         train: ResidentImages,
         val: ResidentImages | None,
         objective: Any,
-        make_optimizer: Callable[..., Any],
-        make_scheduler: Callable[..., Any],
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        make_scheduler: Callable[[torch.optim.Optimizer], Any],
         checkpoints: Checkpoints,
         loggers: list[Any],
-        progress: Callable[[int, int, int], Any],
+        make_progress: Callable[[int, int, int], Any],
         stop: StopRequest,
     ) -> dict[str, Any]:
-        """Train to the end and leave `last.pt` (and `best.pt`); returns {"epoch", "value"} of the epoch selected.
+        """Train from where the checkpoints stand to the end; leaves `last.pt` (and `best.pt`).
 
-        progress: (epochs, steps per epoch, steps done) → an object with step(), epoch(row), close().
+        loggers: objects with resume(closed epochs) and epoch(row).  make_progress: (epochs, steps per epoch, steps
+        done) → an object with step(), epoch(row), close().  Returns {"epoch", "value"} of the selected epoch.
         Raises NonFiniteError (last good checkpoint kept) and Stopped (after saving).
         """
-        fabric = self._fabric()
-        eager = fabric.setup_module(model)
-        compiled = fabric.setup_module(torch.compile(model)) if self.machine.compile else eager
-        optimizer = fabric.setup_optimizers(make_optimizer(parameter_groups(model, make_optimizer)))
-        scheduler = make_scheduler(optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer)
-        per_epoch = objective.steps_per_epoch(train.labels)
-
-        step, closed, seconds = 0, 0, 0.0
-        sums: dict[str, Tensor] = {}
-        best: dict[str, Any] = {"epoch": 0, "value": -math.inf}
-        if state := checkpoints.resume():
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            step, closed, best, seconds = state["step"], state["closed"], state["best"], state["seconds"]
-            sums = {name: value.to(train.device) for name, value in state["sums"].items()}
+        loop = _Loop(self, model, train, val, objective, make_optimizer, make_scheduler, checkpoints, stop)
+        loop.resume()
         for logger in loggers:
-            if hasattr(logger, "rewind"):
-                logger.rewind(closed)
-
-        def save(name: str = "last") -> None:
-            self._check_finite(model, None, None)
-            checkpoints.save(
-                name,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scheduler": scheduler.state_dict(),
-                    "step": step,
-                    "closed": closed,
-                    "best": best,
-                    "seconds": seconds,
-                    "sums": sums,
-                },
-            )
-
-        def leave_if_asked() -> None:
-            if stop.signal is not None:
-                save()
-                raise Stopped(stop.signal, str(checkpoints.path("last")))
-
-        shown = progress(self.epochs, per_epoch, step)
-        check_every = STEPS_BETWEEN_CHECKS.get(train.device.type, 100)
-        lap = saved = time.monotonic()
+            logger.resume(loop.closed)
+        progress = make_progress(self.epochs, loop.per_epoch, loop.step)
         try:
-            while closed < self.epochs:
-                leave_if_asked()
-                if step == (closed + 1) * per_epoch:
-                    row: Row = {"epoch": closed + 1, "step": step, "lr": optimizer.param_groups[0]["lr"]}
-                    row |= averages("train", sums)
-                    if val is not None:
-                        row |= averages("val", self._validate(eager, val, objective, leave_if_asked))
-                    scheduler.step()
-                    now = time.monotonic()
-                    seconds, lap = seconds + now - lap, now
-                    row["seconds"], seconds = seconds, 0.0
-                    closed, sums = closed + 1, {}
-                    better = row.get("val/accuracy", -math.inf) > best["value"]
-                    if self.select == "last" or better:
-                        best = {"epoch": closed, "value": row.get("val/accuracy", -math.inf)}
-                    for logger in loggers:
+            while loop.closed < self.epochs:
+                loop.leave_if_asked()
+                if loop.step == (loop.closed + 1) * loop.per_epoch:
+                    row = loop.close_epoch()
+                    for logger in (*loggers, progress):
                         logger.epoch(row)
-                    shown.epoch(row)
-                    if self.select == "best" and better:
-                        save("best")
-                    save()
-                    saved = time.monotonic()
-                    continue
-                indices = objective.draw(train.labels, self.seed, step)
-                images, labels = train.take(indices)
-                forward = compiled if len(indices) == objective.batch_size else eager
-                eager.train()
-                optimizer.zero_grad(set_to_none=True)
-                loss, metrics = objective.loss(forward, images, labels)
-                if (step + 1) % check_every == 0:
-                    self._check_finite(model, loss, images)
-                with explain_nondeterminism(self.machine.deterministic):
-                    fabric.backward(loss)
-                if self.gradient_clip is not None:
-                    fabric.clip_gradients(eager, optimizer, max_norm=self.gradient_clip, error_if_nonfinite=False)
-                optimizer.step()
-                step += 1
-                sums = {name: sums[name] + value for name, value in metrics.items()} if sums else metrics
-                shown.step()
-                now = time.monotonic()
-                if now - saved > self.machine.checkpoint_seconds:
-                    seconds, lap = seconds + now - lap, now
-                    save()
-                    saved = time.monotonic()
+                    loop.save()
+                else:
+                    loop.train_step()
+                    progress.step()
+                    if time.monotonic() - loop.saved > self.machine.checkpoint_seconds:
+                        loop.save()
         finally:
-            shown.close()
-        return best
+            progress.close()
+        return loop.best
 
-    def _fabric(self) -> Any:
-        from lightning_fabric import Fabric
 
-        device = torch.device(self.machine.device)
-        if self.machine.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-        devices: Any = [device.index or 0] if device.type == "cuda" else 1
-        try:
-            fabric = Fabric(accelerator=device.type, devices=devices, precision=self.precision)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise UserError("trainer.precision", self.precision, str(error)) from error
-        fabric.launch()
-        return fabric
+class _Loop:
+    """A training under way: everything that a checkpoint holds, and the steps that move it."""
 
-    def _validate(
-        self, model: nn.Module, val: ResidentImages, objective: Any, leave_if_asked: Callable[[], None]
-    ) -> dict[str, Tensor]:
+    def __init__(
+        self,
+        trainer: Trainer,
+        model: nn.Module,
+        train: ResidentImages,
+        val: ResidentImages | None,
+        objective: Any,
+        make_optimizer: Callable[..., torch.optim.Optimizer],
+        make_scheduler: Callable[..., Any],
+        checkpoints: Checkpoints,
+        stop: StopRequest,
+    ):
+        self.trainer, self.model, self.train, self.val = trainer, model, train, val
+        self.objective, self.checkpoints, self.stop = objective, checkpoints, stop
+        self.fabric = _fabric(trainer)
+        self.eager = self.fabric.setup_module(model)
+        self.compiled = self.fabric.setup_module(torch.compile(model)) if trainer.machine.compile else self.eager
+        plain = make_optimizer(parameter_groups(model))
+        self.scheduler = make_scheduler(plain)
+        self.optimizer = self.fabric.setup_optimizers(plain)
+        self.per_epoch: int = objective.steps_per_epoch(train.labels)
+        self.check_every = STEPS_BETWEEN_CHECKS.get(train.device.type, 100)
+
+        self.step, self.closed = 0, 0
+        self.sums: dict[str, Tensor] = {}
+        self.best: dict[str, Any] = {"epoch": 0, "value": -math.inf}
+        self.seconds = 0.0  # spent in the open epoch, by earlier processes too
+        self.since = self.saved = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        now = time.monotonic()
+        self.seconds, self.since = self.seconds + now - self.since, now
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            **{name: getattr(self, name) for name in ("step", "closed", "sums", "best", "seconds")},
+        }
+
+    def resume(self) -> None:
+        if state := self.checkpoints.resume():
+            for name in ("model", "optimizer", "scheduler"):
+                getattr(self, name).load_state_dict(state.pop(name))
+            vars(self).update(state)
+            self.sums = {name: value.to(self.train.device) for name, value in self.sums.items()}
+
+    def save(self, name: str = "last") -> None:
+        if first_non_finite(self.model, None):  # a gradient may have spoilt them after the last look at the loss
+            raise non_finite_error(self.model, None)
+        self.checkpoints.save(name, self.state())
+        self.saved = time.monotonic()
+
+    def leave_if_asked(self) -> None:
+        if self.stop.signal is not None:
+            self.save()
+            raise Stopped(self.stop.signal, str(self.checkpoints.path("last")))
+
+    def train_step(self) -> None:
+        indices = self.objective.draw(self.train.labels, self.trainer.seed, self.step)
+        images, labels = self.train.take(indices)
+        # Compiled code is made for one batch size; a smaller last batch takes the eager path.
+        forward = self.compiled if len(indices) == self.objective.batch_size else self.eager
+        self.eager.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with explain_nondeterminism(self.trainer.machine.deterministic):
+            loss, metrics = self.objective.loss(forward, images, labels)
+            if (self.step + 1) % self.check_every == 0 and not bool(torch.isfinite(loss)):
+                raise non_finite_error(self.model, images)
+            self.fabric.backward(loss)
+        if self.trainer.gradient_clip is not None:
+            limit = self.trainer.gradient_clip
+            self.fabric.clip_gradients(self.eager, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.step += 1
+        self.sums = added(self.sums, metrics)
+
+    def close_epoch(self) -> Row:
+        """Validate, move the schedule, note the best; returns the epoch's row of metrics."""
+        row: Row = {"epoch": self.closed + 1, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
+        row |= averages("train", self.sums)
+        if self.val is not None:
+            row |= averages("val", self.validate(self.val))
+        self.scheduler.step()
+        self.closed, self.sums = self.closed + 1, {}
+        now = time.monotonic()
+        row["seconds"], self.seconds, self.since = self.seconds + now - self.since, 0.0, now
+        value = row.get("val/accuracy", -math.inf)
+        if self.trainer.select == "last" or value > self.best["value"]:
+            self.best = {"epoch": self.closed, "value": value}
+            if self.trainer.select == "best":
+                self.save("best")
+        return row
+
+    def validate(self, val: ResidentImages) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
-        model.eval()
+        self.eager.eval()
         with torch.no_grad():
-            for indices in objective.validation_batches(val.labels, self.seed):
-                leave_if_asked()
-                _, metrics = objective.loss(model, *val.take(indices))
-                sums = {name: sums[name] + value for name, value in metrics.items()} if sums else metrics
+            for indices in self.objective.validation_batches(val.labels, self.trainer.seed):
+                self.leave_if_asked()
+                _, metrics = self.objective.loss(self.eager, *val.take(indices))
+                sums = added(sums, metrics)
         return sums
 
-    def _check_finite(self, model: nn.Module, loss: Tensor | None, images: Tensor | None) -> None:
-        """Raise NonFiniteError that names the first parameter or layer concerned."""
-        if loss is not None and bool(torch.isfinite(loss)):
-            return
-        culprit = first_non_finite(model, images)
-        if loss is None and culprit is None:
-            return
-        remedy = "is not finite; the last good checkpoint is kept. Try a lower optimizer.lr or trainer.gradient_clip=1"
-        raise NonFiniteError("training", culprit or "the loss", remedy)
+
+def _fabric(trainer: Trainer) -> Any:
+    from lightning_fabric import Fabric
+
+    device = torch.device(trainer.machine.device)
+    if trainer.machine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    devices: Any = [device.index or 0] if device.type == "cuda" else 1
+    try:
+        fabric = Fabric(accelerator=device.type, devices=devices, precision=trainer.precision)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError("trainer.precision", trainer.precision, str(error)) from error
+    fabric.launch()
+    return fabric
+
+
+def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: sums[name] + value for name, value in more.items()} if sums else more
 
 
 def averages(split: str, sums: dict[str, Tensor]) -> Row:
@@ -220,49 +240,11 @@ def averages(split: str, sums: dict[str, Tensor]) -> Row:
     return {f"{split}/{name}": value / count for name, value in values.items()}
 
 
-def parameter_groups(model: nn.Module, make_optimizer: Any) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """All trained parameters; those that a module lists in `no_weight_decay()` (a learnable curvature) without decay."""
     exempt = {id(p) for module in model.modules() if hasattr(module, "no_weight_decay") for p in module.no_weight_decay()}
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if id(p) not in exempt]}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in exempt]}]
     if exempt:
         groups.append({"params": [p for p in trained if id(p) in exempt], "weight_decay": 0.0})
     return groups
-
-
-def first_non_finite(model: nn.Module, images: Tensor | None) -> str | None:
-    """The first parameter that is not finite, else (given images) the first module whose output is not; None if all are."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return f"parameter {name}"
-    if images is None:
-        return None
-    if not bool(torch.isfinite(images).all()):
-        return "the input images"
-    found: list[str] = []
-
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            tensors = [t for t in (output if isinstance(output, tuple) else (output,)) if isinstance(t, Tensor)]
-            if any(not bool(torch.isfinite(t).all()) for t in tensors):
-                found.append(f"the output of layer {name or 'model'} ({type(module).__name__})")
-
-        return hook
-
-    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
-    with torch.no_grad():
-        model(images)
-    for handle in hooks:
-        handle.remove()
-    return found[0] if found else None
-
-
-@contextlib.contextmanager
-def explain_nondeterminism(wanted: bool) -> Iterator[None]:
-    """Torch names the operation that breaks determinism on this device; bring that to one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not wanted or "deterministic" not in str(error):
-            raise
-        raise UserError("deterministic", True, f"{str(error).split('. ')[0]}; use deterministic=false") from error

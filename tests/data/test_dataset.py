@@ -87,7 +87,7 @@ def test_data_that_changed_is_decoded_anew(data_dir, tmp_path):
 
 
 def test_a_missing_data_set_says_where_to_get_it(tmp_path):
-    with pytest.raises(UserError, match=r"dataset=bytes: not found under .*; put some.bytes there, or pass download=true"):
+    with pytest.raises(UserError, match=r"dataset=bytes: not found under .*; put some.bytes there, or pass download"):
         Bytes().open(tmp_path / "none", tmp_path / "store")
     assert not (tmp_path / "none").exists()
 

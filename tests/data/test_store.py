@@ -131,7 +131,7 @@ def test_a_damaged_store_is_rebuilt(tmp_path, file, damage):
 def test_an_array_of_another_shape_is_damage(tmp_path):
     path = open_or_fill(tmp_path, "toy", DIGEST, decoded).path
     np.save(path / "images.npy", decoded().images.reshape(12, 6, 5, 3))
-    with pytest.raises(DamagedStore, match="images.npy is"):
+    with pytest.raises(DamagedStore, match=r"images\.npy is"):
         ImageStore(path)
 
 
@@ -170,6 +170,27 @@ def test_whoever_finishes_second_uses_the_first_ones_store(tmp_path):
     assert left_in(tmp_path) == ["toy-0123456789ab"]
 
 
+def test_the_folder_gets_its_name_whole_and_flushed(tmp_path, monkeypatch):
+    flushed: list[int] = []
+    rename, fsync = os.rename, os.fsync
+
+    def watched_rename(source, target):
+        assert len(ImageStore(Path(source), DIGEST)) == 12
+        assert not Path(target).exists()
+        assert {path.stat().st_ino for path in (Path(source), *Path(source).iterdir())} <= set(flushed)
+        rename(source, target)
+        flushed.clear()
+
+    def watched_fsync(descriptor):
+        fsync(descriptor)
+        flushed.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "rename", watched_rename)
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    open_or_fill(tmp_path, "toy", DIGEST, decoded)
+    assert flushed == [tmp_path.stat().st_ino]
+
+
 def test_an_error_while_decoding_leaves_nothing(tmp_path):
     def fail() -> Decoded:
         raise RuntimeError("in the decoder")
@@ -189,6 +210,21 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(tmp_path) in str(caught.value)
     assert left_in(tmp_path) == []
+
+
+def test_an_error_about_a_source_file_is_not_blamed_on_the_store(tmp_path):
+    def images() -> Iterator[np.ndarray]:
+        yield np.load(tmp_path / "gone.npy")
+
+    zeros = np.zeros(1, np.int64)
+    with pytest.raises(FileNotFoundError, match=r"gone\.npy"):
+        open_or_fill(
+            tmp_path / "store",
+            "toy",
+            DIGEST,
+            lambda: Decoded(images(), {"label": zeros, "split": zeros}, NAMES, "", True),
+        )
+    assert left_in(tmp_path / "store") == []
 
 
 def test_a_store_dir_that_cannot_be_made_ends_in_one_line(tmp_path):

@@ -33,8 +33,8 @@ def points() -> Callable[..., Tensor]:
 
 
 def _matrix(x: Tensor) -> Tensor:
-    d = x.shape[-1]
-    return torch.linspace(-1, 1, d * d, dtype=x.dtype).sin().reshape(d, d)
+    d, dtype = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+    return torch.linspace(-1, 1, d * d, dtype=dtype).sin().reshape(d, d)
 
 
 CALLS: dict[str, Callable[..., Tensor]] = {

@@ -162,7 +162,9 @@ def test_logmap_is_as_long_as_the_distance(points, seed, c, dtype, d):
     x, y = (points(seed + i, N, d, c, dtype) for i in range(2))
     length = pb.conformal_factor(x, c).double() * pb.logmap(x, y, c).double().norm(dim=-1)
     distance = pb.dist(x, y, c).double()
-    close(length, distance, 20 * torch.finfo(dtype).eps * (distance + pb.conformal_factor(x, c).double() * 0.01 / c**0.5))
+    close(
+        length, distance, 20 * torch.finfo(dtype).eps * (distance + pb.conformal_factor(x, c).double() * 0.01 / c**0.5)
+    )
 
 
 @laws

@@ -78,12 +78,14 @@ def test_vmap_is_a_loop(points, call):
 
 
 def test_gradients_per_sample(points, call):
-    x, y, v = inputs(points, torch.float64)
-    per_sample = vmap(grad(lambda *a: call(*(t.unsqueeze(-2) for t in a), C).sum()))(x + 0.01, y, v)
-    whole = (x + 0.01).requires_grad_()
-    rows = [call(whole[i : i + 1], y[i : i + 1], v[i : i + 1], C).sum() for i in range(len(x))]
-    gradient = torch.autograd.grad(sum(rows), whole, allow_unused=True)[0]
-    torch.testing.assert_close(per_sample, torch.zeros_like(x) if gradient is None else gradient, rtol=1e-9, atol=1e-12)
+    arguments = tuple((0.9 * t + 0.01).requires_grad_() for t in inputs(points, torch.float64))
+    alone = grad(lambda *a: call(*(t.unsqueeze(0) for t in a), C).sum(), argnums=(0, 1, 2))
+    together = vmap(alone)(*arguments)
+    rows = [call(*(t[i : i + 1] for t in arguments), C).sum() for i in range(len(arguments[0]))]
+    looped = torch.autograd.grad(sum(rows), arguments, allow_unused=True)
+    for ours, expected in zip(together, looped, strict=True):
+        expected = torch.zeros_like(ours) if expected is None else expected
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_cdist_auto_looks_and_chooses(points):

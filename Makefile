@@ -1,0 +1,65 @@
+# hypimg. `make help` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python
+
+# Settings of a table: make reproduce-table3 BUDGET=cpu SEEDS=5 JOBS=2 DEVICE=auto ONLY='*/n = 2' FRESH=1
+BUDGET ?=
+SEEDS ?=
+JOBS ?= 1
+DEVICE ?= auto
+ONLY ?=
+FRESH ?=
+ARGS ?=
+TABLE_ARGS = $(if $(BUDGET),budget=$(BUDGET)) $(if $(SEEDS),seeds=$(SEEDS)) jobs=$(JOBS) device=$(DEVICE) \
+	$(if $(ONLY),only='$(ONLY)') $(if $(FRESH),fresh=$(FRESH)) $(ARGS)
+
+.PHONY: help setup demo test test-all lint data reproduce-table3 reproduce-table3-curvature reproduce-fig1 reproduce-fig5 benchmark clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-28s %s\n", $$1, $$2}'
+	@echo "  Tables take BUDGET=paper|cpu SEEDS=5 JOBS=1 DEVICE=auto ONLY='row/column' FRESH=1 and ARGS='data_dir=...'."
+
+setup: .venv/.done  ## make .venv with the tested versions; costs nothing once done
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hypimg needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|torchvision)==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[launch,dev]'
+	@touch $@
+
+demo: setup  ## digits in the Poincaré disk: trains within a minute, no data needed, ends with a picture
+	@$(RUN) train.py
+
+test: setup  ## the suite (what CI runs)
+	$(RUN) -m pytest
+
+test-all: setup  ## the suite with the slow tests
+	$(RUN) -m pytest -m ''
+
+lint: setup  ## ruff and mypy, as CI runs them
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+data: setup  ## which data sets are found, what is missing, where to get it; fills the store
+	@$(RUN) scripts/prepare_data.py $(ARGS)
+
+reproduce-table3: setup  ## HIE Table 3: d(x, 0) and p_max tell MNIST from Omniglot, with Figures 1 and 5
+	@$(RUN) scripts/reproduce.py hie_table3 $(TABLE_ARGS)
+
+reproduce-table3-curvature: setup  ## how c was chosen for Table 3: validation accuracy over c and n
+	@$(RUN) scripts/reproduce.py hie_table3_curvature $(TABLE_ARGS)
+
+reproduce-fig1: setup  ## HIE Figure 1: MNIST and Omniglot in the disk, from Table 3's evaluations
+	@$(RUN) scripts/reproduce.py hie_table3 figures_only=hie_fig1 $(TABLE_ARGS)
+
+reproduce-fig5: setup  ## HIE Figure 5: the distributions behind Table 3, from its evaluations
+	@$(RUN) scripts/reproduce.py hie_table3 figures_only=hie_fig5 $(TABLE_ARGS)
+
+benchmark: setup  ## speed of the training loop, both arms in one process; one JSON line each
+	@$(RUN) benchmarks/training.py
+
+clean:  ## remove what tools left behind; runs, results, data and .venv stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info outputs multirun
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
