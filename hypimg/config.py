@@ -68,7 +68,10 @@ def compose(overrides: list[str]) -> DictConfig:
     from hydra import compose as hydra_compose
 
     with hydra_session():
-        cfg = hydra_compose("train", overrides)
+        try:
+            cfg = hydra_compose("train", overrides)
+        except ValueError as error:  # Hydra's own for a group set to something that is no name
+            raise UserError("config", " ".join(overrides), str(error)) from error
         check(cfg)
     return cfg
 
@@ -105,6 +108,9 @@ def check(cfg: DictConfig) -> None:
             raise UserError(key, cfg[key], f"must be a whole number ≥ {lowest}")
     if cfg.threads is not None and (not isinstance(cfg.threads, int) or cfg.threads < 1):
         raise UserError("threads", cfg.threads, "must be a whole number ≥ 1, or null for all cores")
+    for group in KEY_GROUPS:
+        if (CONFIG_DIR / group).is_dir() and "_target_" not in (cfg.get(group) or {}):
+            raise UserError(group, None, f"missing; a run needs one of {', '.join(members(group))}")
     check_targets(cfg)
     OmegaConf.to_container(cfg, resolve=True)
 
@@ -138,7 +144,7 @@ def check_targets(cfg: Any, path: str = "") -> None:
         if any(p.kind is p.VAR_KEYWORD for p in known.values()):
             continue
         for unknown in sorted(arguments - known.keys()):
-            raise UserError(f"{where}.{unknown}", node[unknown], f"unknown argument; {nearest(unknown, known)}")
+            raise UserError(f"{where}.{unknown}", node[unknown], f"unknown argument of {target.__name__}; {nearest(unknown, known)}")
 
 
 def resolve_target(target: object, where: str = "_target_") -> Any:

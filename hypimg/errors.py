@@ -45,6 +45,8 @@ def nearest(name: str, candidates: Iterable[str], n: int = 3) -> str:
     'did you mean mnist?'
     """
     known = sorted(candidates)
+    if not known:
+        return "there are none"
     close = difflib.get_close_matches(name, known, n=n, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"

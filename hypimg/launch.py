@@ -56,6 +56,7 @@ def launch(jobs: Sequence[Sequence[str]], launcher: Sequence[str] = ()) -> list[
     "hydra.launcher.n_jobs=2"] two at a time.  Jobs that share the machine get one thread each unless they say otherwise.
     A signal stops the remaining jobs too.
     """
+    from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext
@@ -71,7 +72,7 @@ def launch(jobs: Sequence[Sequence[str]], launcher: Sequence[str] = ()) -> list[
         cfg = _compose_with_hydra(list(launcher))
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        context = HydraContext(config_loader=hydra.config_loader, callbacks=hydra.callbacks)
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
         with open_dict(cfg):
             cfg.hydra.overrides.task = []  # each job brings its own words
         started = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_task, config=cfg)

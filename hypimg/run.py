@@ -34,10 +34,15 @@ log = logging.getLogger(__name__)
 
 def instantiate(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
     """Build what a config node names, after checking what it names; partial nodes get `args` and `kwargs` at once."""
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
 
     config.check_targets(node)
-    built = hydra_instantiate(node)
+    try:
+        built = hydra_instantiate(node)
+    except InstantiationException as error:
+        cause = error.__cause__
+        raise (cause if isinstance(cause, UserError) else error) from None
     return built(*args, **kwargs) if node.get("_partial_", False) else built
 
 

@@ -60,7 +60,9 @@ def main(words: list[str]) -> int:
 
 def parse(words: list[str]) -> tuple[str, dict[str, str], list[str], list[str]]:
     """The table's name, the options, the runs' settings, the launcher's words. Empty values mean the default."""
-    table, options, settings, launcher = "", dict(OPTIONS), [], []
+    table, options = "", dict(OPTIONS)
+    settings: list[str] = []
+    launcher: list[str] = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import pickle
 import re
 import warnings
@@ -55,7 +56,7 @@ def open_zip(path: Path, max_members: int = MAX_MEMBERS, max_unpacked: int = MAX
                 if member.flag_bits & 1:
                     raise UserError("file", path, f"refused: its member {member.filename!r} is encrypted")
             yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
         raise UserError("file", path, f"damaged or cut short ({error}); fetch it again") from error
     except OSError as error:
         raise UserError("file", path, f"cannot be read ({error.strerror or error})") from error

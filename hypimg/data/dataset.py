@@ -134,10 +134,11 @@ class ImageDataset(ABC):
 def search(data_dir: Path, names: Iterable[str]) -> dict[str, list[Path]]:
     """Files and folders with these names under data_dir, at most SEARCH_DEPTH folders deep, in sorted order.
 
-    A data set is found by its files' names wherever they were unpacked. Hidden folders (the store) are not searched.
+    A data set is found by its files' names wherever they were unpacked, behind links as well. Hidden folders (where the
+    store is) are not searched.
     """
     found: dict[str, list[Path]] = {name: [] for name in names}
-    for folder, folders, files in os.walk(data_dir):
+    for folder, folders, files in os.walk(data_dir, followlinks=True):  # the depth bounds loops
         here = Path(folder)
         for name in (*folders, *files):
             if name in found:

@@ -83,12 +83,14 @@ def save(figure: Figure, stem: Path, caption: str) -> list[Path]:
 
 def read_scores(path: Path) -> dict[str, np.ndarray]:
     """The arrays that an out-of-distribution evaluation stored (`hypimg.evaluation.ood`)."""
+    from zipfile import BadZipFile
+
     import numpy as np
 
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadZipFile) as error:
         raise UserError("scores", path, f"cannot be read ({error}); evaluate the run again") from error
 
 

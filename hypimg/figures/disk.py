@@ -63,9 +63,9 @@ def draw_embedding(
     shown, crossed = every(points, MOST_POINTS), every(outliers, MOST_OUTLIERS)
     colours = [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in labels[shown]]
     x, y = points[shown].T
-    ax.scatter(x, y, s=3, c=colours, linewidths=0, alpha=0.8, zorder=3, rasterized=True, clip_on=False)
+    ax.scatter(x, y, s=3, c=colours, linewidths=0, alpha=0.8, zorder=4, rasterized=True, clip_on=False)
     x, y = outliers[crossed].T
-    ax.scatter(x, y, s=5, c="black", marker="x", linewidths=0.35, zorder=4, clip_on=False, label=outliers_name)
+    ax.scatter(x, y, s=5, c="black", marker="x", linewidths=0.35, zorder=3, clip_on=False, label=outliers_name)
     ax.legend(loc="lower right", handletextpad=0.1, borderaxespad=0.2, frameon=True, edgecolor="none")
     ax.plot(0, 0, marker="o", markersize=3.5, markerfacecolor="white", markeredgecolor=INK, zorder=5)
     name_classes(ax, points, labels, c)
@@ -77,7 +77,7 @@ def draw_disk(ax: Axes, c: float) -> None:
     from matplotlib.patches import Circle
 
     radius = c**-0.5
-    ax.add_patch(Circle((0, 0), radius, facecolor="white", edgecolor=INK, linewidth=0.9, zorder=2, fill=False))
+    ax.add_patch(Circle((0, 0), radius, edgecolor=INK, linewidth=0.9, zorder=2, fill=False))
     ax.set(xlim=(-1.13 * radius, 1.13 * radius), ylim=(-1.13 * radius, 1.13 * radius), aspect="equal")
     ax.text(-1.1 * radius, -1.1 * radius, f"$c = {c:g}$", ha="left", va="bottom", color=INK)
     ax.set_axis_off()
@@ -149,7 +149,7 @@ def name_classes(ax: Axes, points: np.ndarray, labels: np.ndarray, c: float) -> 
 
 def spread(angles: np.ndarray, gap: float) -> np.ndarray:
     """Angles moved apart, each as little as needed, until neighbours on the circle are `gap` apart if all fit."""
-    order = np.argsort(angles)
+    order = np.argsort(angles, kind="stable")
     moved = angles[order]
     for _ in range(100 * (len(angles) > 1)):
         short = np.clip(gap - np.diff(moved, append=moved[:1] + 2 * np.pi), 0, None) / 2
@@ -171,7 +171,8 @@ def draw_distances(ax: Axes, stored: dict[str, np.ndarray]) -> None:
     widest = np.abs(below[0] - below[1]).argmax()
     low, high = sorted(share[widest] for share in below)
     ax.plot([places[widest]] * 2, [low, high], color=INK, linewidth=0.6, linestyle=":")
-    ax.text(places[widest], (low + high) / 2, f" KS {high - low:.2f}", va="center", color=INK)
+    side = "right" if places[widest] > 0.75 * reach else "left"
+    ax.text(places[widest], (low + high) / 2, f" KS {high - low:.2f} ", ha=side, va="center", color=INK)
     ax.set(xlabel="distance to the origin $d(x, 0)$", ylabel="share below", xlim=(0, reach), ylim=(0, 1.02))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, borderaxespad=0)
 

@@ -64,10 +64,10 @@ def draw_distances(axes: np.ndarray, runs: list[dict[str, np.ndarray]]) -> None:
         write_ks(ax, pair, place=(0.92, 0.88))
         for values, clipped in zip(pair, (run["clipped_in"], run["clipped_out"]), strict=True):
             highest = max(highest, np.histogram(values[~clipped], bins)[0].max(initial=0) / len(values))
-    axes[0].set_ylim(0, 1.3 * highest)
+    axes[0].set_ylim(0, 1.3 * highest or 1)
     for ax, run in zip(axes, runs, strict=True):
         if run["clipped_in"].mean() > 1.3 * highest:
-            ax.text(0.92, 0.72, f"clipped {run['clipped_in'].mean():.0%} ↑", **PANEL_TEXT, transform=ax.transAxes)
+            ax.text(0.92, 0.72, f"MNIST clipped {run['clipped_in'].mean():.0%} ↑", **PANEL_TEXT, transform=ax.transAxes)
         ax.set(xlabel="$d(x, 0)$", xlim=(0, 1.02 * bins[-1]))
 
 

@@ -63,8 +63,8 @@ def _cell(table: Table, shown: Shown, usual: int) -> str:
     if shown.cell.paper is None:
         return text
     beside = f"paper {papers(table, shown.cell)}"
-    if shown.estimate is not None and table.budget == "paper":
-        beside += f", {number(shown.estimate.mean - shown.cell.paper.value, shown.cell.measure.digits, sign=True)}"
+    if shown.verdict is not None:
+        beside += f", {number(shown.verdict.difference, shown.cell.measure.digits, sign=True)}"
     return f"{text} ({beside})"
 
 
@@ -97,7 +97,8 @@ def _verdict(shown: Shown) -> str:
 def _comparisons(table: Table) -> list[str]:
     """Arms by seed: a table for pairs of rows, by column; another for pairs of columns, by row."""
     blocks = []
-    labels = {line.name: line.label for line in (*table.manifest.rows, *table.manifest.columns)}
+    labels = {column.name: column.label for column in table.manifest.columns}
+    labels |= {row.name: row.label for row in table.manifest.rows}
 
     def pair(comparison: Comparison) -> str:
         return f"{labels[comparison.first]} − {labels[comparison.second]}"
@@ -143,4 +144,4 @@ def escape_markdown(text: str) -> str:
     >>> escape_markdown("Baseline* | <x>")
     'Baseline\\\\* \\\\| \\\\<x>'
     """
-    return re.sub(r"([\\|*<`\[\]])", r"\\\1", text)
+    return re.sub(r"([\\|*`\[\]]|<(?! ))", r"\\\1", text)

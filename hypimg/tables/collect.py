@@ -81,7 +81,7 @@ def _value(cell: Cell, line: Line) -> float | None:
 def _shown(cell: Cell, values: dict[int, float], lines: Iterable[Line], budget: str) -> Shown:
     numbers = list(values.values())
     judged = None
-    if numbers and cell.paper is not None and budget == "paper":
+    if numbers and cell.paper is not None and cell.measure.comparable and budget == "paper":
         judged = verdict(numbers, cell.paper.value)
     return Shown(cell, values, tuple(lines), over_seeds(numbers) if numbers else None, judged)
 

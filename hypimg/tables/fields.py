@@ -12,7 +12,7 @@ from hypimg.errors import UserError, nearest
 
 def read(path: Path, where: str) -> object:
     """The plain values of a YAML file, as the configs' own reader sees them (1e-3 is a number, keys are unique)."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
     from omegaconf import OmegaConf
 
     try:

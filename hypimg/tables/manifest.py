@@ -32,6 +32,7 @@ class Measure:
     digits: int = 3
     higher_is_better: bool | None = None
     interval: str = ""  # what the paper's ± means; empty: the paper prints none
+    comparable: bool = True  # false: the paper's number stands beside ours undiscussed (times of another machine)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Manifest:
     A row: {label, group, overrides, runs, metric, evaluator, paper, ours, quoted, source, change, not_run, cells}.
     A cell, under its row's `cells`: {overrides, runs, metric, evaluator, paper, not_run}.
 
-    metric: a flat name, or {name, description, unit, scale, digits, higher_is_better, interval}; `{}` in a name is
+    metric: a flat name, or {name, description, unit, scale, digits, higher_is_better, interval, comparable};
+    `{}` in a name is
     filled with the name said before it (table, column, row, cell).  evaluator: a name, {name: …, option: value}, or
     null for the metrics of the run's own summary.  paper: a list in the order of the columns, or by column name; each
     a number, [number, ±], or null.  runs: a list of override lists, one per run that the cell needs.
@@ -284,8 +286,9 @@ def _measure(base: Measure, node: object, where: str) -> Measure:
         words["scale"] = number(words["scale"], f"{where}.scale")
     if "digits" in words and (type(words["digits"]) is not int or not 0 <= words["digits"] <= 10):
         raise UserError(f"{where}.digits", words["digits"], "must be a whole number from 0 to 10")
-    if words.get("higher_is_better") is not None:
-        flag(words, "higher_is_better", where)
+    for key in ("higher_is_better", "comparable"):
+        if words.get(key) is not None:
+            flag(words, key, where)
     return replace(base, **words)
 
 

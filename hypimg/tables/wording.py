@@ -106,10 +106,10 @@ def column_labels(table: Table) -> list[str]:
 def caption(table: Table) -> list[str]:
     """What the numbers are, in sentences."""
     manifest, measure, n = table.manifest, table.manifest.measure, usual_n(table)
-    about = [measure.description, measure.unit]
+    about = ", ".join(filter(None, [measure.description, measure.unit and f"in {measure.unit}"]))
     if measure.higher_is_better is not None:
-        about.append("higher is better" if measure.higher_is_better else "lower is better")
-    sentences = [f"{_sentence('; '.join(filter(None, about)))}"] if any(about) else []
+        about += f"{'; ' * bool(about)}{'higher' if measure.higher_is_better else 'lower'} is better"
+    sentences = [f"{about[:1].upper()}{about[1:]}."] if about else []
     if n:
         spread = "mean ± 95 % t-interval over " if n > 1 else ""
         sentences.append(f"Ours: {spread}n = {n} {'seeds' if n > 1 else 'seed'}{_seeds(table)}.")
@@ -134,10 +134,6 @@ def caption(table: Table) -> list[str]:
         commits = sorted({str(line.get("commit") or "unknown") for line in lines})
         sentences.append(f"Commit {', '.join(commits)}.")
     return [sentence for sentence in sentences if sentence]
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _seeds(table: Table) -> str:

@@ -139,7 +139,7 @@ class WandbLog:
             run = self._start()
             while (call := self._calls.get()) is not None:
                 call(run)
-            run.finish(quiet=True)
+            run.finish()
         except BaseException as error:  # whatever a tracker raises, SystemExit too, ends the tracker alone
             log.warning("Weights & Biases stopped (%s: %s); the run goes on", type(error).__name__, str(error).split("\n")[0])
 

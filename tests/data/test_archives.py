@@ -75,12 +75,15 @@ def test_a_truncated_zip_is_named(tmp_path, keep):
         pass
 
 
-def test_a_damaged_member_is_named(tmp_path):
-    path = zip_of(tmp_path / "flipped.zip", {"a": os.urandom(300)})
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_is_named(tmp_path, method):
+    path = tmp_path / "flipped.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a", bytes(range(256)) * 4)
     raw = bytearray(path.read_bytes())
-    raw[100] ^= 255
+    raw[45:55] = bytes(byte ^ 255 for byte in raw[45:55])
     path.write_bytes(raw)
-    with pytest.raises(UserError, match=r"flipped\.zip: damaged"), open_zip(path) as archive:
+    with pytest.raises(UserError, match=r"flipped\.zip: (damaged|cannot be read)"), open_zip(path) as archive:
         archive.read("a")
 
 

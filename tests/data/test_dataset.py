@@ -146,5 +146,14 @@ def test_search_is_bounded_sorted_and_leaves_hidden_folders_out(tmp_path):
     assert found == {"it": [at_the_bound / "it", tmp_path / "y" / "it", tmp_path / "z" / "it"], "nothing": []}
 
 
+def test_search_follows_links_and_survives_loops(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "it").write_text("")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "data")
+    assert search(tmp_path / "data", ["it"])["it"][0] == tmp_path / "data" / "link" / "it"
+
+
 def test_search_in_a_missing_folder_finds_nothing(tmp_path):
     assert search(tmp_path / "none", ["it"]) == {"it": []}

@@ -12,8 +12,8 @@ from hypimg.geometry import poincare as pb
 
 
 def _points(seed: int, n: int, d: int, c: float, dtype: torch.dtype, margin: float = 1e-3) -> Tensor:
-    """n points with random directions; the first half has norms uniform up to the clip sphere, then come norms 10⁻¹, 10⁻²,
-    … away from the clip sphere and from the origin, and last a point on the clip sphere and the origin itself."""
+    """n points with random directions: half have norms uniform up to the clip sphere, half are 10⁻¹, 10⁻², … away from
+    the clip sphere or from the origin, one lies on the clip sphere and one at the origin."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=generator, dtype=torch.float64)
     x = x / x.norm(dim=-1, keepdim=True)

@@ -1,9 +1,9 @@
 """Laws of the Poincaré ball, on points from the origin to the clip sphere.
 
-Tolerances: storing a point y in a floating dtype moves it by about eps/√c in the ball, hence by λ_y eps/√c in hyperbolic
-length, and an isometry that carries y to x turns that into (λ_y/λ_x) eps/√c. No code can do better than this
-conditioning, so the laws are held to a small multiple of it, not to one loose number. Of float64 points 1 − c‖x‖² is
-itself known to λ_x eps only (of float32 points it is computed in float64).
+Tolerances: storing a point y in a floating dtype moves it by about eps/√c in the ball, hence by λ_y eps/√c in length
+as the metric has it, and an isometry that carries y to x turns that into (λ_y/λ_x) eps/√c. No code can do better than
+this conditioning, so the laws are held to a small multiple of it, not to one loose number. Of float64 points 1 − c‖x‖²
+is itself known to λ_x eps only (of float32 points it is computed in float64).
 """
 
 from __future__ import annotations
@@ -288,63 +288,6 @@ def test_cdist_by_matmul_is_dist_of_far_pairs(points, seed, c, dtype, d):
     far = (x[:, None] - y).double().square().sum(-1) > 0.2 * squares
     error = (pb.cdist(x, y, c, "matmul").double() - pairs)[far].abs()
     assert bool((error <= 20 * torch.finfo(dtype).eps * pairs[far]).all())
-
-
-@pytest.mark.parametrize("c", [4.0**k for k in (-10, -3, 2)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_curvature_is_a_unit_of_length(points, call, c, dtype):
-    """The c-ball at x is the 1-ball at √c x; √c is a power of 2 here, so that scaling does not round."""
-    root = c**0.5
-    x, y, v = points(0, N, 5, 1.0, dtype), points(1, N, 5, 1.0, dtype), vectors(2, 5, 1.0, dtype)
-    in_unit_ball, scaled = call(x, y, v, 1.0), call(x / root, y / root, v / root, c)
-    if call.__name__ != "conformal_factor":
-        scaled = scaled * root
-    torch.testing.assert_close(scaled, in_unit_ball, rtol=2e-7 if dtype == torch.float32 else 1e-13, atol=0)
-
-
-@laws
-def test_small_curvature_tends_to_euclid(seed, c, dtype, d):
-    small = min(c, 1e-4)
-    x, y, v = (vectors(seed + i, d, 1.0, dtype) for i in range(3))
-    eps, size = torch.finfo(dtype).eps, 100.0 * small + 20 * torch.finfo(dtype).eps
-    close(pb.dist(x, y, small), 2 * (x - y).double().norm(dim=-1), size * 10)
-    close(pb.cdist(x, y, small), 2 * torch.cdist(x.double(), y.double()), size * 10 + 100 * eps)
-    close(pb.mobius_add(x, y, small), x + y, size * 10)
-    close(pb.expmap(x, v, small), x + v, size * 10)
-    close(pb.logmap(x, y, small), y - x, size * 10)
-    close(pb.transport(x, y, v, small), v, size * 10)
-
-
-@pytest.mark.parametrize("c", [0, 0.0, torch.tensor(0.0), torch.tensor(0.0, dtype=torch.float64, requires_grad=True)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_zero_curvature_is_euclid(c, dtype):
-    x, y, v = (vectors(i, 3, 1e-4, dtype) for i in range(3))  # norms of about 100: no ball holds them
-    r = torch.tensor(0.3, dtype=dtype)
-    m = vectors(4, 3, 1.0, dtype)
-    equal = {
-        "conformal_factor": (pb.conformal_factor(x, c), torch.full((N,), 2.0, dtype=dtype)),
-        "project": (pb.project(x, c, 1e-3), x),
-        "mobius_add": (pb.mobius_add(x, y, c), x + y),
-        "mobius_scalar_mul": (pb.mobius_scalar_mul(r, x, c), r * x),
-        "mobius_matvec": (pb.mobius_matvec(m, x, c), x @ m.mT),
-        "gyration": (pb.gyration(x, y, v, c), v),
-        "expmap0": (pb.expmap0(v, c), v),
-        "expmap0_margin": (pb.expmap0(v, c, 1e-3), v),
-        "logmap0": (pb.logmap0(x, c), x),
-        "expmap": (pb.expmap(x, v, c), x + v),
-        "logmap": (pb.logmap(x, y, c), y - x),
-        "transport": (pb.transport(x, y, v, c), v),
-        "dist": (pb.dist(x, y, c), 2 * (x - y).norm(dim=-1)),
-        "dist0": (pb.dist0(x, c), 2 * x.norm(dim=-1)),
-        "cdist": (pb.cdist(x, y, c, "exact"), 2 * torch.cdist(x, y)),
-        "cdist_matmul": (pb.cdist(x, y, c, "matmul"), 2 * torch.cdist(x, y)),
-        "geodesic": (pb.geodesic(r, x, y, c), x + r * (y - x)),
-        "to_klein": (pb.to_klein(x, c), 2 * x),
-        "from_klein": (pb.from_klein(x, c), x / 2),
-    }
-    for name, (ours, euclid) in equal.items():
-        assert ours.dtype == dtype, name
-        torch.testing.assert_close(ours, euclid, rtol=2e-5 if dtype == torch.float32 else 1e-12, atol=0, msg=name)
 
 
 def test_points_outside_are_named(points):

@@ -160,7 +160,7 @@ def test_a_mistake_is_named(raw, message):
 def test_load_reads_numbers_as_the_configs_do_and_names_the_file(tmp_path):
     (tmp_path / "t.yaml").write_text(yaml.safe_dump(small()).replace("3.0", "1e-3"))
     assert manifest.load("t", tmp_path).cell("euc", "n=2").paper == Paper(0.001)
-    with pytest.raises(UserError, match="no manifest .*/tt.yaml; did you mean t"):
+    with pytest.raises(UserError, match=r"no manifest .*/tt\.yaml; did you mean t"):
         manifest.load("tt", tmp_path)
 
 

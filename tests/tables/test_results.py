@@ -45,7 +45,7 @@ def test_a_damaged_line_before_the_last_is_named(tmp_path):
     append_line(tmp_path, "t", line())
     path = tmp_path / "t" / "runs.jsonl"
     path.write_text("<<<<<<< HEAD\n" + path.read_text())
-    with pytest.raises(UserError, match="runs.jsonl=line 1"):
+    with pytest.raises(UserError, match=r"runs\.jsonl=line 1"):
         read_lines(tmp_path, "t")
     path.write_text('{"key": "a"}\n' + path.read_text())
     with pytest.raises(UserError, match="line 1"):
@@ -79,7 +79,7 @@ def test_the_later_of_two_words_for_one_key_stays():
 def test_a_budgets_words_come_last(lab):
     table = lab.table(common=["epochs=200"])
     assert run_overrides(table, table.cell("hyp", "n=2"), "cpu") == (("dim=2", "epochs=1"),)
-    with pytest.raises(UserError, match="budget=cpuu.*did you mean cpu"):
+    with pytest.raises(UserError, match=r"budget=cpuu.*did you mean cpu"):
         run_overrides(table, table.cell("hyp", "n=2"), "cpuu")
 
 

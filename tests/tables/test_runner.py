@@ -276,5 +276,5 @@ def test_figures_are_drawn_from_the_scores_of_the_lowest_finished_seed(lab, monk
 
 
 def test_an_unknown_figure_is_named(lab):
-    with pytest.raises(UserError, match="figure=fgi.*did you mean fig"):
+    with pytest.raises(UserError, match=r"figure=fgi.*did you mean fig"):
         runner.draw_figures(lab.table(figures=["fig"]), [], figures=["fgi"], results=lab.results)
