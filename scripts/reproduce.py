@@ -98,12 +98,13 @@ def reproduce(table: str, options: dict[str, str], settings: list[str], launcher
         for path in render.write(manifest, budget=budget, readme=readme):
             print(f"written: {path}")
         return 0
+    figures = "" if options["figures_only"] in ("0", "1") else options["figures_only"]
+    chosen = runner.choose_figures(manifest, filter(None, figures.split(",")))
     if only_plan or options["figures_only"] != "0":
         planned = runner.plan(manifest, budget, seeds, only, settings=settings, fresh=fresh)
         if only_plan:
             print(runner.describe(manifest, planned, budget, jobs))
             return 0
-        chosen = [] if options["figures_only"] == "1" else options["figures_only"].split(",")
         return runner.draw_figures(manifest, planned, budget, chosen, settings=settings)
     return runner.reproduce(
         manifest,

@@ -135,6 +135,10 @@ class _Hold(torch.autograd.Function):
         return torch.where(outward, 0.0, grad), None
 
 
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0 and math.isfinite(value)
+
+
 def _rescale_gradient(points: Tensor, c: float | Tensor) -> Tensor:
     """The same points, with their gradient multiplied by (1 − c‖x‖²)²/4 = 1/λ²."""
     fixed = points.detach()
@@ -166,11 +170,11 @@ class PoincareBall(Space):
         rescale_gradient: bool = False,
     ):
         super().__init__()
-        if not (c > 0 and math.isfinite(c)):
+        if not _is_positive(c):
             raise UserError("c", c, "must be a finite number > 0; for c = 0 use space=euclidean")
-        if not 0 < margin < 1:
+        if not (_is_positive(margin) and margin < 1):
             raise UserError("margin", margin, "must be > 0 and < 1; HIE uses 1e-3")
-        if clip_features is not None and not (clip_features > 0 and math.isfinite(clip_features)):
+        if clip_features is not None and not _is_positive(clip_features):
             raise UserError("clip_features", clip_features, "must be a finite number > 0, or null for no clipping")
         self.start_c = float(c)
         self.margin = float(margin)

@@ -19,7 +19,7 @@ class Shown:
     values: dict[int, float]  # by seed; without the seeds at which the metric is undefined
     lines: tuple[Line, ...]
     estimate: Estimate | None  # None: not run, or undefined at every seed
-    verdict: Verdict | None  # None: nothing of the paper's to compare with, or not the paper's budget
+    verdict: Verdict | None  # None: nothing of the paper's to compare with, or not its schedule
 
     @property
     def official(self) -> bool:
@@ -54,6 +54,7 @@ def collect(manifest: Manifest, results: Path = RESULTS, budget: str = "paper") 
     """The table's numbers: of each cell the lines that carry its current key, at any seed that the file knows."""
     lines = read_lines(results, manifest.name)
     known, identity = by_key(lines), identify(manifest, budget)
+    judged = manifest.as_paper(budget)
     seeds = sorted({*manifest.seeds, *(line["seed"] for line in lines)})
     cells: dict[str, Shown] = {}
     for cell in manifest.cells:
@@ -62,14 +63,14 @@ def collect(manifest: Manifest, results: Path = RESULTS, budget: str = "paper") 
             keys = {seed: identity(cell, seed).key for seed in seeds}
             found = {seed: known[key] for seed, key in keys.items() if key in known}
         values = {seed: _value(cell, line) for seed, line in found.items()}
-        cells[cell.name] = _shown(cell, {s: v for s, v in values.items() if v is not None}, found.values(), budget)
+        cells[cell.name] = _shown(cell, {s: v for s, v in values.items() if v is not None}, found.values(), judged)
     for cell in manifest.cells:
         if cell.row.change:
             a, b = (cells[f"{name}/{cell.column.name}"] for name in cell.row.change)
             changes = {
                 s: 100 * (a.values[s] / b.values[s] - 1) for s in a.values.keys() & b.values.keys() if b.values[s]
             }
-            cells[cell.name] = _shown(cell, dict(sorted(changes.items())), (*a.lines, *b.lines), budget)
+            cells[cell.name] = _shown(cell, dict(sorted(changes.items())), (*a.lines, *b.lines), judged)
     return Table(manifest, budget, cells, tuple(_compare(manifest, cells, *pair) for pair in manifest.compare))
 
 
@@ -78,12 +79,12 @@ def _value(cell: Cell, line: Line) -> float | None:
     return None if value is None else value * cell.measure.scale
 
 
-def _shown(cell: Cell, values: dict[int, float], lines: Iterable[Line], budget: str) -> Shown:
+def _shown(cell: Cell, values: dict[int, float], lines: Iterable[Line], judged: bool) -> Shown:
     numbers = list(values.values())
-    judged = None
-    if numbers and cell.paper is not None and cell.measure.comparable and budget == "paper":
-        judged = verdict(numbers, cell.paper.value)
-    return Shown(cell, values, tuple(lines), over_seeds(numbers) if numbers else None, judged)
+    against = None
+    if judged and numbers and cell.paper is not None and cell.measure.comparable:
+        against = verdict(numbers, cell.paper.value)
+    return Shown(cell, values, tuple(lines), over_seeds(numbers) if numbers else None, against)
 
 
 def _compare(manifest: Manifest, cells: dict[str, Shown], first: str, second: str) -> Comparison:

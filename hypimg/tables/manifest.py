@@ -107,6 +107,10 @@ class Manifest:
     def cell(self, row: str, column: str) -> Cell:
         return next(cell for cell in self.cells if (cell.row.name, cell.column.name) == (row, column))
 
+    def as_paper(self, budget: str) -> bool:
+        """Whether a budget trains as the paper did, so that its numbers bear a verdict on the paper's."""
+        return self.budgets[budget] == self.budgets["paper"]
+
     def select(self, only: str) -> tuple[Cell, ...]:
         """The cells that `row/column` names, `*` and `?` standing for anything; several patterns by commas; "": all."""
         chosen: set[str] = set()

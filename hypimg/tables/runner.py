@@ -213,10 +213,7 @@ def draw_figures(
     `hypimg.figures.<name>.draw(scores, out_dir)` gets {(row, column): path of the .npz of the lowest finished seed}.
     They are written beside the table, those of a budget not the paper's in a folder of its own.
     """
-    chosen = list(figures) or list(manifest.figures)
-    for name in chosen:
-        if name not in manifest.figures:
-            raise UserError("figure", name, f"not of {manifest.name}; {nearest(name, manifest.figures)}")
+    chosen = choose_figures(manifest, figures)
     scores = _scores(planned, settings) if chosen else {}
     if chosen and not scores:
         makes = command(manifest, budget)
@@ -232,6 +229,14 @@ def draw_figures(
             print(f"not drawn: {error}")
             worst = error.exit_code
     return worst
+
+
+def choose_figures(manifest: Manifest, figures: Iterable[str] = ()) -> list[str]:
+    """The manifest's figures, or those named of them."""
+    for name in (chosen := list(figures) or list(manifest.figures)):
+        if name not in manifest.figures:
+            raise UserError("figure", name, f"not of {manifest.name}; {nearest(name, manifest.figures)}")
+    return chosen
 
 
 def _scores(planned: Sequence[Planned], settings: Sequence[str]) -> dict[tuple[str, str], Path]:

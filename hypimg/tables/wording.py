@@ -121,9 +121,15 @@ def caption(table: Table) -> list[str]:
     words = f"Budget {table.budget}" + (f" ({' '.join(overrides)})" if overrides else "")
     if any(cell.paper for cell in manifest.cells):
         known = "the paper's schedule as far as it is known"
-        words += f": {known}" if table.budget == "paper" else ": not the paper's schedule, so no verdict on its numbers"
+        words += (
+            f": {known}"
+            if manifest.as_paper(table.budget)
+            else ": not the paper's schedule, so no verdict on its numbers"
+        )
     sentences.append(f"{words}.")
     lines = all_lines(table)
+    if data := sorted({f"{entry['name']} ({entry['form']})" for line in lines for entry in line.get("data", [])}):
+        sentences.append(f"Data: {', '.join(data)}.")
     if lines:
         machines = sorted(
             {f"{line['device']}, {line['threads']} thread{'s' * (line['threads'] != 1)}" for line in lines}

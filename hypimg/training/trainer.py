@@ -111,7 +111,7 @@ class _Loop:
     def __init__(
         self,
         trainer: Trainer,
-        model: nn.Module,
+        model: Any,
         train: ResidentImages,
         val: ResidentImages | None,
         objective: Any,
@@ -190,6 +190,7 @@ class _Loop:
         row |= averages("train", self.sums)
         if self.val is not None:
             row |= averages("val", self.validate(self.val))
+        row["c"] = float(self.model.space.c)  # moves where it is learned
         self.scheduler.step()
         self.closed, self.sums = self.closed + 1, {}
         now = time.monotonic()

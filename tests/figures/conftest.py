@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture
-def stored_scores(tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def stored_scores(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write an .npz of ten classes around a circle and outliers about the origin; c = 0 makes a Euclidean one."""
 
     def write(name: str, c: float = 1.0, dim: int = 2, count: int = 300) -> Path:
@@ -38,7 +38,7 @@ def stored_scores(tmp_path: Path) -> Callable[..., Path]:
             "offsets": (0.5 * normals).astype(np.float32),
             "normals": normals.astype(np.float32),
         }
-        path = tmp_path / f"{name}.npz"
+        path = tmp_path_factory.mktemp("scores") / f"{name}.npz"
         np.savez_compressed(path, **arrays)
         return path
 

@@ -44,7 +44,7 @@ def test_the_hyperplane_through_the_origin_is_a_diameter():
     np.testing.assert_allclose(arc[[0, 2, 4]], [[-0.5, 0], [0, 0], [0.5, 0]], atol=1e-15)
 
 
-@pytest.mark.parametrize("c", [0.1, 1.0, 0.0])
+@pytest.mark.parametrize("c", [0.1, 0.0])
 def test_the_picture_repeats_byte_for_byte_whatever_the_readers_settings(stored_scores, tmp_path, c):
     import matplotlib
 

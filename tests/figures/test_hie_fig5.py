@@ -8,27 +8,24 @@ from matplotlib.figure import Figure
 
 from hypimg.errors import UserError
 from hypimg.evaluation.ood import ks_distance
-from hypimg.figures import hie_fig5, read_scores, save
+from hypimg.figures import hie_fig5, read_scores
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def table(stored_scores):
     """Scores of the paper's two rows at n = 2 and 8, of one row at 16."""
     cells = {("hyperbolic", f"n={n}"): stored_scores(f"h{n}", c=0.1, dim=n) for n in (2, 8, 16)}
     return cells | {("euclidean", f"n={n}"): stored_scores(f"e{n}", c=0.0, dim=n) for n in (2, 8)}
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figure itself, caught on its way to the files."""
+@pytest.fixture(scope="module")
+def panels(table, tmp_path_factory):
+    """The axes of the drawn figure, [3, columns], caught on their way to the files."""
     caught: list[Figure] = []
-
-    def keep(figure, stem, caption):
-        caught.append(figure)
-        return save(figure, stem, caption)
-
-    monkeypatch.setattr(hie_fig5, "save", keep)
-    return caught
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hie_fig5, "save", lambda figure, stem, caption: caught.append(figure))
+        hie_fig5.draw(table, tmp_path_factory.mktemp("figure"))
+    return np.array(caught[0].axes).reshape(3, -1)
 
 
 def test_it_draws_twice_the_same(table, tmp_path):
@@ -37,9 +34,7 @@ def test_it_draws_twice_the_same(table, tmp_path):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_each_panel_states_the_ks_distance_of_its_scores(table, tmp_path, drawn):
-    hie_fig5.draw(table, tmp_path)
-    panels = np.array(drawn[0].axes).reshape(3, 2)
+def test_each_panel_states_the_ks_distance_of_its_scores(table, panels):
     assert [panel.get_title() for panel in panels[0]] == ["n = 2", "n = 8"]
     for column, n in enumerate(("n=2", "n=8")):
         hyperbolic, euclidean = (read_scores(table[row, n]) for row in ("hyperbolic", "euclidean"))
@@ -49,9 +44,8 @@ def test_each_panel_states_the_ks_distance_of_its_scores(table, tmp_path, drawn)
             assert f"KS {value:.3f}" in [text.get_text() for text in panel.texts]
 
 
-def test_every_image_is_in_a_histogram(table, tmp_path, drawn):
-    hie_fig5.draw(table, tmp_path)
-    for panel in drawn[0].axes:
+def test_every_image_is_in_a_histogram(panels):
+    for panel in panels.flat:
         for patch in panel.patches:
             heights = patch.get_xy()[:, 1]  # an outline of steps: both ends of each bin's top
             assert heights.sum() / 2 == pytest.approx(1, abs=1e-9)

@@ -136,6 +136,34 @@ def test_copies_keep_one_ball_and_the_same_logits(batch):
     assert sorted(names) == ["head.normal", "head.offset", "space.log_ratio"]
 
 
+def test_gradients_under_ddp_are_the_plain_ones(batch, tmp_path):
+    torch.manual_seed(0)
+    ball = PoincareBall(0.5, learn_c=True, rescale_gradient=True)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.space, self.head = nn.Linear(2, 2), ball, ball.hyperplanes(2, 10)
+
+        def forward(self, x):
+            return self.head(self.space.embed(self.layer(x)))
+
+    model = Model()
+    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):  # a second pass fails if a parameter got no gradient in the first
+            model.zero_grad()
+            nn.functional.cross_entropy(parallel(batch[0]), batch[1]).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+
+
 def test_low_precision_compile_and_vmap(batch):
     torch._dynamo.reset()
     ball = PoincareBall(1.0, learn_c=True)

@@ -216,6 +216,7 @@ def test_c_learns_from_distances(features):
         ({"c": -1.0}, "c=-1.0: must be"),
         ({"c": math.inf}, "c=inf: must be"),
         ({"c": math.nan}, "c=nan: must be"),
+        ({"c": "one"}, "c=one: must be"),
         ({"margin": 0.0}, "margin=0.0: must be > 0 and < 1"),
         ({"margin": 1.0}, "margin=1.0: must be > 0 and < 1"),
         ({"clip_features": 0.0}, "clip_features=0.0: must be a finite number > 0"),

@@ -322,3 +322,11 @@ def test_a_run_ends_with_files_that_are_not_stale(lab):
     assert render_module.write(table, lab.results, check=True) == []
     assert len(read_lines(lab.results, "t")) == 12
     assert collect(table, lab.results).shown("hyp", "n=2").estimate.n == 2
+
+
+def test_a_budget_that_trains_as_the_paper_did_bears_verdicts(lab):
+    table = one_row(lab, budgets={"paper": [], "cpu": []})
+    fill(lab, table, {"hyp/n=2": [0.90, 0.91, 0.92]}, budget="cpu")
+    text = markdown(lab, table, "cpu")
+    assert "Budget cpu: the paper's schedule" in text
+    assert "inside ± 0.050" in text

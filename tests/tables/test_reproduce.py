@@ -89,10 +89,10 @@ def test_plan_shows_and_runs_nothing(script, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("*/runs.jsonl")))
-def test_committed_lines_belong_to_a_manifest(name):
-    assert name in names()
-    assert read_lines(RESULTS, name)
+def test_committed_lines_belong_to_a_manifest():
+    for path in RESULTS.glob("*/runs.jsonl"):
+        assert path.parent.name in names()
+        assert read_lines(RESULTS, path.parent.name)
 
 
 def test_a_small_table_for_real(tmp_path, capsys):
