@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-# Settings of a table: make reproduce-table3 BUDGET=cpu SEEDS=5 JOBS=2 DEVICE=auto ONLY='*/n = 2' FRESH=1
+# Settings of a table: make reproduce-table3 BUDGET=cpu SEEDS=5 JOBS=2 DEVICE=auto ONLY='*/n=2' FRESH=1
 BUDGET ?=
 SEEDS ?=
 JOBS ?= 1

@@ -87,7 +87,7 @@ def draw_nines(axes: np.ndarray, runs: list[dict[str, np.ndarray]]) -> None:
     for ax, pair in zip(axes, sides, strict=True):
         draw_histograms(ax, pair, bins)
         write_ks(ax, pair, place=(0.92, 0.88))
-        ticks = range(0, int(bins[-1]) + 1, 2 if bins[-1] < 9 else 4)
+        ticks = range(0, int(bins[-1]) + 1, 2 if bins[-1] < 9 else 5)
         ax.set(xlabel=r"$1 - p_{\mathrm{max}}$", xlim=(0, bins[-1]))
         ax.set_xticks(ticks, [f"$10^{{{-tick}}}$" if tick else "1" for tick in ticks])
 

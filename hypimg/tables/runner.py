@@ -90,8 +90,8 @@ def run_missing(
             codes = launch([list(later_wins((*overrides, *settings))) for overrides in runs], launcher)
         except SystemExit as stopped:  # a signal: the run saved itself, and no other is to begin
             return max(worst, stopped.code if isinstance(stopped.code, int) else 1)
-        good = {key for (key, _), code in zip(chunk, codes, strict=True) if code == 0}
-        now = [item for item in todo if good & set(item.run_keys)]
+        launched = {key for key, _ in chunk}
+        now = [item for item in todo if launched & set(item.run_keys)]
         worst = max(worst, *codes, record(manifest, now, budget, settings=settings, results=results))
         if max(codes) >= 128:
             break

@@ -217,6 +217,11 @@ def test_scale_unit_and_direction_are_shown(lab):
     assert "1.500 ± 0.000" in text
 
 
+def test_a_row_that_is_neither_better_high_nor_low_has_no_arrow(lab):
+    table = one_row(lab, rows={"share": {"metric": {"name": "clipped/in", "higher_is_better": None}}})
+    assert "| share |" in markdown(lab, table)
+
+
 def test_a_change_row_is_the_relative_change_by_seed(lab):
     rows = {
         "new": {"metric": "time"},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
-import multiprocessing
+import threading
 
 import pytest
 
@@ -52,20 +53,16 @@ def test_a_damaged_line_before_the_last_is_named(tmp_path):
         read_lines(tmp_path, "t")
 
 
-def append_many(folder, name):
-    for seed in range(30):
-        append_line(folder, "t", line(name, seed, text="x" * 3000) | {"metrics": {"x": 0.5}, "filler": "x" * 9000})
-
-
-def test_two_processes_fill_one_file(tmp_path):
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=append_many, args=(tmp_path, name)) for name in "ab"]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    lines = read_lines(tmp_path, "t")
-    assert sorted((entry["key"], entry["seed"]) for entry in lines) == [(n, s) for n in "ab" for s in range(30)]
+def test_appending_waits_for_another_process_that_writes(tmp_path):
+    append_line(tmp_path, "t", line("a"))
+    with open(tmp_path / "t" / "runs.jsonl", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=append_line, args=(tmp_path, "t", line("b")))
+        waiting.start()
+        waiting.join(0.2)
+        assert [entry["key"] for entry in read_lines(tmp_path, "t")] == ["a"]
+    waiting.join()
+    assert [entry["key"] for entry in read_lines(tmp_path, "t")] == ["a", "b"]
 
 
 def test_the_newest_line_of_a_key_counts():

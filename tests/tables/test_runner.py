@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from types import SimpleNamespace
@@ -273,6 +274,38 @@ def test_figures_are_drawn_from_the_scores_of_the_lowest_finished_seed(lab, monk
     assert set(drawn) == {(row, column) for row in ("hyp", "euc", "control") for column in ("n=2", "n=8")}
     assert drawn["hyp", "n=2"].parent == planned[0].directories[0]
     assert f"drawn: {lab.results / 't' / 'fig.pdf'}" in capsys.readouterr().out
+
+
+def test_scores_that_an_evaluation_stored_are_drawn_without_evaluating_again(lab, monkeypatch):
+    drawn = {}
+    monkeypatch.setitem(
+        sys.modules, "hypimg.figures.fig", SimpleNamespace(draw=lambda s, out_dir: drawn.update(s) or [])
+    )
+    table = lab.table(figures=["fig"], seeds=1, rows={"hyp": {"metric": "ks/dist0"}}, compare=[])
+    reproduce(lab, table)
+    asked = len(lab.evaluated)
+    planned = plan(table, results=lab.results)
+    stored = planned[0].directories[0] / "evaluations"
+    stored.mkdir()
+    for name, part in (("other", "kmnist"), ("wanted", "omniglot")):
+        record = {"runs": list(planned[0].run_keys), "evaluator": {"_target_": "hypimg.Ood", "outliers": part}}
+        (stored / f"{name}.json").write_text(json.dumps(record))
+        (stored / f"{name}.npz").write_bytes(b"")
+    assert runner.draw_figures(table, planned, results=lab.results) == 0
+    assert drawn["hyp", "n=2"] == stored / "wanted.npz"
+    assert len(lab.evaluated) == asked + 1  # n=8, which stored nothing
+
+
+def test_a_figure_that_lacks_its_cells_is_told_and_the_others_are_drawn(lab, monkeypatch, capsys):
+    def lacks(scores, out_dir):
+        raise UserError("figure", "one", "no scores")
+
+    monkeypatch.setitem(sys.modules, "hypimg.figures.one", SimpleNamespace(draw=lacks))
+    monkeypatch.setitem(sys.modules, "hypimg.figures.two", SimpleNamespace(draw=lambda s, out_dir: [out_dir / "two"]))
+    table = lab.table(figures=["one", "two"])
+    assert reproduce(lab, table) == 0
+    assert "not drawn: figure=one: no scores\ndrawn: " in capsys.readouterr().out
+    assert runner.draw_figures(table, plan(table, results=lab.results), results=lab.results) == 2
 
 
 def test_an_unknown_figure_is_named(lab):

@@ -22,7 +22,7 @@ def _train(words: list[str]) -> tuple[Path, list[dict[str, float]]]:
 def test_the_first_losses_do_not_drift(quick: list[str]) -> None:
     # Made by: python train.py trainer.epochs=2 threads=1. Changed only together with a reason.
     _, rows = _train(quick)
-    assert [row["train/loss"] for row in rows] == pytest.approx([2.7659, 2.5068], abs=5e-3)
+    assert [row["train/loss"] for row in rows] == pytest.approx([2.6126, 2.1075], abs=5e-3)
 
 
 def test_the_same_command_twice_gives_the_same_bits_and_another_seed_other_ones(quick: list[str], tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_best_keeps_the_epoch_with_the_highest_validation_accuracy(quick: list[s
 
 def test_a_schedule_moves_the_learning_rate_by_epochs(quick: list[str]) -> None:
     _, rows = _train([*quick, "trainer.epochs=4", "scheduler=step", "scheduler.step_size=2", "scheduler.gamma=0.1"])
-    assert [row["lr"] for row in rows] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+    assert [row["lr"] for row in rows] == pytest.approx([3e-3, 3e-3, 3e-4, 3e-4])
 
 
 def test_clipping_bounds_the_gradient(quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

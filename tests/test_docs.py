@@ -1,0 +1,213 @@
+"""What README, CONTRIBUTING, CITATION and CHANGELOG say is so: snippets run, commands compose, files and targets exist."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+import hypimg
+from hypimg import config, launch, run
+from hypimg.tables import manifest as manifests
+from hypimg.tables import render, runner
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+MAKEFILE = (ROOT / "Makefile").read_text()
+IN_REPOSITORY = re.compile(r"(?:benchmarks|configs|docs|experiments|hypimg|scripts|tests)/[\w./-]*|\w[\w-]*\.(?:py|toml|txt|md)")
+FILES_OF_A_RUN = {"config.yaml", "metrics.csv", "checkpoints/", "evaluations/", "figures/", "environment.json", "summary.json"}
+
+
+def _blocks(text: str, language: str) -> list[tuple[int, str]]:
+    """(first line's number, content) of each fenced block of a language."""
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(text[: match.start(1)].count("\n") + 1, match[1]) for match in found]
+
+
+def _code_words(text: str) -> list[str]:
+    """What stands between single backticks, outside of fenced blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The words of each command line: in `sh` blocks, in indented lines of a rendered table, between backticks."""
+    lines = [line for _, block in _blocks(text, "sh") for line in block.splitlines()]
+    lines += re.findall(r"^ {4}((?:make|python) .*)$", text, re.MULTILINE) + _code_words(text)
+    return [words for line in lines if (words := _split(line))]
+
+
+def _split(line: str) -> list[str]:
+    with contextlib.suppress(ValueError):  # a formula's quotation mark
+        return shlex.split(line, comments=True)
+    return []
+
+
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = {name: _commands((ROOT / name).read_text()) for name in TEXTS}
+
+
+def test_the_readme_runs_as_written(quick: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
+    cfg = config.compose(quick)
+    assert launch.run_task(cfg) == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    blocks = _blocks(README, "python")
+    for line, code in blocks:
+        exec(compile("\n" * (line - 1) + code, "README.md", "exec"), {"__name__": "readme"})
+    assert len(blocks) >= 3
+    assert "tensor([1.0000, 4.0000])" in capsys.readouterr().out
+
+    listed = set(re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE))
+    assert listed == FILES_OF_A_RUN
+    for name in FILES_OF_A_RUN - {"figures/"}:  # `quick` has no evaluator that stores points
+        assert (run.run_directory(cfg) / name).exists(), name
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_make_target_and_setting_named_exists(name: str) -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):.*##", MAKEFILE, re.MULTILINE))
+    settings = set(re.findall(r"^([A-Z]+) \?=", MAKEFILE, re.MULTILINE))
+    made = [words for words in COMMANDS[name] if words[0] == "make"]
+    assert made
+    for words in made:
+        assert {word for word in words[1:] if "=" not in word} <= targets, words
+        assert {word.partition("=")[0] for word in words[1:] if "=" in word} <= settings, words
+
+
+def test_the_readme_names_the_test_command_and_each_setting_of_a_table() -> None:
+    assert ["make", "test"] in COMMANDS["README.md"]
+    for setting in ("BUDGET", "SEEDS", "JOBS", "DEVICE", "ONLY", "FRESH", "ARGS"):
+        assert re.search(rf"^\| `{setting}=.*` \|", README, re.MULTILINE), setting
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_file_linked_or_named_exists(name: str) -> None:
+    text = (ROOT / name).read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not re.match(r"[a-z]+:", link)]
+    named = [word for word in _code_words(text) if IN_REPOSITORY.fullmatch(word) and word not in FILES_OF_A_RUN]
+    named += [word for words in COMMANDS[name] for word in words if word.endswith(".py") and "." in word[1:]]
+    missing = [path for path in (*links, *named) if not (ROOT / path).exists() and path != "utils.py"]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_python_command_is_one_that_its_program_takes(name: str) -> None:
+    for words in COMMANDS[name]:
+        if words[0].rpartition("/")[2] != "python" or len(words) < 2:
+            continue
+        program, arguments = words[1], words[2:]
+        if program == "train.py" and "--help" not in arguments:
+            _check_training(arguments)
+        elif program == "scripts/evaluate.py" and "evaluator=worst_class" not in arguments:  # CONTRIBUTING's own example
+            options, settings = _script("evaluate").parse(arguments)
+            evaluator = config.compose_group("evaluator", options.get("evaluator", "accuracy"))
+            assert all(OmegaConf.select(evaluator, word.partition("=")[0]) is not None for word in settings), words
+
+
+def _check_training(arguments: list[str]) -> None:
+    if "-m" in arguments:
+        jobs = launch.expand([word for word in arguments if word != "-m"])
+        assert len(jobs) > 1
+        arguments = jobs[-1]
+    config.compose(arguments)
+
+
+def test_every_override_named_in_the_readme_composes() -> None:
+    words = {word for word in _code_words(README) if re.fullmatch(r"[a-z_.]+=(?!\.\.\.)\S+", word)}
+    assert len(words) > 8
+    for word in sorted(words):
+        config.compose([word])
+
+
+@pytest.mark.parametrize("name", re.findall(r"<!-- results:(\w+) -->", README))
+def test_the_readmes_tables_are_those_of_the_committed_results(name: str) -> None:
+    table = render.render(manifests.load(name))["table.md"]
+    fresh = render.readme_section(ROOT / "README.md", name, table, check=True)
+    assert fresh, f"stale: python scripts/reproduce.py {name} render=1"
+
+
+def test_the_citation_file_is_whole() -> None:
+    citation = OmegaConf.to_container(OmegaConf.load(ROOT / "CITATION.cff"))
+    assert isinstance(citation, dict) and citation["cff-version"] == "1.2.0" and citation["message"]
+    assert citation["version"] == hypimg.__version__ and citation["license"] == "MIT"
+    assert citation["authors"] == [{"name": "the hypimg authors"}]
+    assert [entry["title"] for entry in citation["references"]] == ["Hyperbolic Image Embeddings", "Poincaré ResNet"]
+    for entry in citation["references"]:
+        assert entry["type"] == "conference-paper" and entry["conference"]["name"] and entry["year"]
+        assert all(author["family-names"] in README for author in entry["authors"])
+
+
+def test_the_changelog_has_the_current_version_and_the_meaning_of_its_results() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    latest = re.search(r"^## \[(.+?)\] - (.+)$", text, re.MULTILINE)
+    assert latest and latest[1] == hypimg.__version__
+    assert re.search(r"`RESULT_VERSION` (\d+)", text)[1] == str(config.RESULT_VERSION)  # type: ignore[index]
+    assert f'version = "{hypimg.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.fixture
+def contributed(tmp_path: Path, monkeypatch) -> Path:
+    """CONTRIBUTING's files in place: modules importable, YAMLs in a copy of the configs, the manifest, and the data."""
+    shutil.copytree(config.CONFIG_DIR, tmp_path / "configs")
+    (tmp_path / "experiments").mkdir()
+    monkeypatch.setattr(config, "CONFIG_DIR", tmp_path / "configs")
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for line, code in _blocks(text, "python"):
+        name = code.partition("\n")[0].removeprefix("# ").removesuffix(".py").replace("/", ".")
+        module = ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(compile("\n" * (line - 1) + code, "CONTRIBUTING.md", "exec"), vars(module))
+    for _, block in _blocks(text, "yaml"):
+        first, _, rest = block.partition("\n")
+        assert not (ROOT / first.removeprefix("# ")).exists(), "an example must not hide a real part"
+        (tmp_path / first.removeprefix("# ")).write_text(rest)
+    (tmp_path / "data").mkdir()
+    labels = np.arange(300, dtype=np.uint8) % 2
+    images = np.zeros((300, 16, 16), np.uint8)
+    images[labels == 0, 4:12, 4:12] = 255
+    images[labels == 1, 7:9, :] = images[labels == 1, :, 7:9] = 255
+    np.savez(tmp_path / "data" / "shapes.npz", images=images, labels=labels)
+    return tmp_path
+
+
+def test_the_examples_of_contributing_make_a_table_together(contributed: Path) -> None:
+    manifest = manifests.load("shapes_heads", contributed / "experiments")
+    folders = [f"{name}_dir={contributed / name}" for name in ("data", "store", "runs")]
+    results = contributed / "results"
+    settings = [*folders, "logger=csv", "threads=1"]
+    assert runner.reproduce(manifest, "cpu", [0], settings=settings, results=results) == 0
+    rendered = (results / "shapes_heads" / "table_cpu.md").read_text()
+    assert "not run" not in rendered and "undefined" not in rendered and "worst class" in rendered
+
+
+@pytest.mark.parametrize("space", ["poincare", "euclidean"])
+def test_the_example_parts_of_contributing_refuse_what_is_wrong_and_fit_every_space(contributed: Path, space: str) -> None:
+    words = ["experiment=digits_disk", "dataset=shapes", "backbone=mlp", "head=prototypes", f"space={space}"]
+    cfg = config.compose([*words, f"data_dir={contributed / 'data'}", f"store_dir={contributed / 'store'}"])
+    dataset, data = run.open_data(cfg)
+    assert data.store.classes == ["square", "cross"] and not data.store.official
+    model = run.build_model(cfg, dataset)
+    model(run.torch.rand(5, *dataset.image_shape)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    np.savez(contributed / "data" / "shapes.npz", images=np.zeros((3, 16, 16), np.uint8))
+    with pytest.raises(hypimg.errors.UserError, match=r"shapes\.npz: does not hold"):
+        run.open_data(cfg)
+    with pytest.raises(hypimg.errors.UserError, match=r"backbone\.hidden"):
+        run.build_model(config.compose([*words, "backbone.hidden=0"]), dataset)
