@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -345,7 +346,7 @@ def report(cfg: DictConfig, summary: dict[str, Any]) -> None:
     for name in shown:
         print(f"  {name:<{width}}  {summary['metrics'][name]:.4f}")
     if cfg.caption:
-        print(cfg.caption)
+        print(textwrap.fill(cfg.caption, width=100))
     print(f"run: {directory}")
     for path in summary.get("pictures", []):
         if path.endswith(".png"):

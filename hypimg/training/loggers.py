@@ -87,11 +87,15 @@ def read_metrics(path: Path) -> list[Row]:
     return rows
 
 
+MOST_LINES = 20  # of epochs that are shown; metrics.csv has them all
+
+
 class Progress:
-    """One line per epoch; on a terminal, a bar with the time left in its place while the epoch runs."""
+    """Lines for at most 20 epochs, evenly spaced; on a terminal a bar with the time left too."""
 
     def __init__(self, title: str, epochs: int, steps: int, done: int = 0):
         self.epochs = epochs
+        self.every = -(-epochs // MOST_LINES)
         self._bar: Any = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -107,6 +111,8 @@ class Progress:
             self._bar.advance(self._task)
 
     def epoch(self, row: Row) -> None:
+        if row["epoch"] % self.every and row["epoch"] != self.epochs:
+            return
         shown = [f"{name} {value:.4f}" for name, value in row.items() if "/" in name]
         left = row["seconds"] * (self.epochs - row["epoch"])
         line = f"epoch {row['epoch']:.0f}/{self.epochs}  {'  '.join(shown)}  {row['seconds']:.1f} s  ({left:.0f} s left)"
