@@ -48,7 +48,7 @@ def hold(directory: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:

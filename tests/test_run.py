@@ -75,7 +75,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
     quick: list[str], tmp_path: Path, train: Train, moments: tuple[int, ...]
 ) -> None:
     words = [*quick, "trainer.epochs=12", "checkpoint_seconds=0.02"]
-    whole, *_ = [config.compose([*words, f"runs_dir={tmp_path / name}"]) for name in ("whole",)]
+    whole = config.compose([*words, f"runs_dir={tmp_path / 'whole'}"])
     assert launch.run_task(whole) == 0
     broken = config.compose([*words, f"runs_dir={tmp_path / 'broken'}"])
     folder = run.run_directory(broken)
@@ -158,7 +158,7 @@ def test_a_checkpoint_from_another_config_is_refused(quick: list[str], capsys) -
 
 @pytest.mark.parametrize("where", ["backbone.hidden.weight", "head.hyperplanes.offset"])
 def test_a_value_that_is_not_finite_stops_the_run_by_name(quick: list[str], where: str, monkeypatch, capsys) -> None:
-    cfg = config.compose([*quick, "trainer.epochs=4", "select=last" if False else "trainer.select=last"])
+    cfg = config.compose([*quick, "trainer.epochs=4", "trainer.select=last"])
     build = run.build_model
 
     def poisoned(*args):
@@ -258,6 +258,14 @@ def test_load_gives_the_trained_model_with_its_preprocessing(quick: list[str], t
     assert [row["class"] for row in rows] == [predictor.classes[i] for i in logits[:3].argmax(1)]
     assert all(0 < float(row["probability"]) <= 1 and float(row["distance"]) > 0 for row in rows)
     assert "broken.png" in done.stderr
+
+
+def test_images_of_another_size_are_refused_by_name(quick: list[str], shared_data: Path, store_dir: Path) -> None:
+    cfg = config.compose(quick)
+    assert launch.run_task(cfg) == 0
+    node = config.compose_group("evaluator", "ood_omniglot")
+    with pytest.raises(UserError, match="omniglot: has images of 1×28×28, the model takes 1×8×8"):
+        run.evaluate([run.run_directory(cfg)], node, shared_data, store_dir)
 
 
 def test_load_refuses_what_is_no_finished_run(tmp_path: Path, quick: list[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hypimg.data.preprocess import normalise, read_images
 from hypimg.data.store import ImageStore
+from hypimg.errors import UserError
 from hypimg.models.classifier import Classifier
 
 
@@ -51,6 +52,10 @@ class Predictor:
 
     def embed_all(self, store: ImageStore, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points [N, d] and logits [N, K], float32, of the images of a store at `indices`, in that order."""
+        if store.images.shape[1:] != (self.image_shape[1], self.image_shape[2], self.image_shape[0]):
+            height, width, channels = store.images.shape[1:]
+            takes = "×".join(map(str, self.image_shape))
+            raise UserError("data set", store.name, f"has images of {channels}×{height}×{width}, the model takes {takes}")
         images = torch.from_numpy(np.ascontiguousarray(store.images[indices].transpose(0, 3, 1, 2)))
         points, logits = self(images)
         return points.numpy(), logits.numpy()
