@@ -38,7 +38,7 @@ class Quiet:
 
 
 def fit_seconds(space: str, images: int, words: list[str]) -> tuple[float, dict[str, float]]:
-    """Seconds of one training epoch by the real trainer over `images` images, and the seconds inside its three parts."""
+    """Seconds of one epoch of the real trainer over `images` images, and the seconds inside its three parts."""
     cfg = config.compose(["experiment=mnist_hyperbolic", f"space={space}", "trainer.epochs=1", *words])
     dataset, data = run.open_data(cfg)
     train = ResidentImages(data.store, data.store.indices("train")[:images], dataset.mean, dataset.std)
@@ -102,10 +102,16 @@ def import_seconds(module: str) -> float:
 
 
 def main(words: list[str]) -> None:
-    options = {"threads": "2", "steps": "150", "rounds": "5", "data_dir": "../shared/data"} | dict(w.split("=") for w in words)
+    options = {"threads": "2", "steps": "150", "rounds": "5", "data_dir": "../shared/data"} | dict(
+        w.split("=") for w in words
+    )
     torch.set_num_threads(int(options["threads"]))
     images, rounds = 64 * int(options["steps"]), int(options["rounds"])
-    about = {"torch": torch.__version__, "cpu": platform.processor() or platform.machine(), "threads": int(options["threads"])}
+    about = {
+        "torch": torch.__version__,
+        "cpu": platform.processor() or platform.machine(),
+        "threads": int(options["threads"]),
+    }
     folder = [f"data_dir={options['data_dir']}", "trainer.val_fraction=0"]
     for dim in (2, 32):
         arms: dict[str, list[float]] = {"poincare": [], "euclidean": []}
@@ -118,7 +124,12 @@ def main(words: list[str]) -> None:
                     if space == "poincare":
                         shares.append(sum(parts.values()) / total)
         ours, theirs = (statistics.median(times) for times in arms.values())
-        line = {"case": "MNIST epoch, hyperbolic / Euclidean", "dim": dim, "ratio": round(ours / theirs, 3), "goal": "<= 1.15"}
+        line = {
+            "case": "MNIST epoch, hyperbolic / Euclidean",
+            "dim": dim,
+            "ratio": round(ours / theirs, 3),
+            "goal": "<= 1.15",
+        }
         print(json.dumps({**line, "ms per step": round(1e3 * ours / int(options["steps"]), 2), **about}), flush=True)
         share = round(statistics.median(shares), 3)
         line = {"case": "loop: forward, backward, optimizer step / all", "dim": dim, "share": share, "goal": ">= 0.9"}
@@ -126,7 +137,11 @@ def main(words: list[str]) -> None:
     ours_too = "hypimg, hypimg.geometry, hypimg.nn.linear, hypimg.models.classifier"
     pairs = [(import_seconds("torch"), import_seconds(ours_too)) for _ in range(rounds)]
     torch_s, hypimg_s = (statistics.median(times) for times in zip(*pairs, strict=True))
-    line = {"case": "import hypimg with geometry, nn and models / import torch", "ratio": round(hypimg_s / torch_s, 3), "goal": "<= 1.3"}
+    line = {
+        "case": "import hypimg with geometry, nn and models / import torch",
+        "ratio": round(hypimg_s / torch_s, 3),
+        "goal": "<= 1.3",
+    }
     print(json.dumps({**line, "import torch s": round(torch_s, 2), **about}))
 
 

@@ -24,7 +24,7 @@ CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 # Bumped when the same config comes to mean another result.
 RESULT_VERSION = 1
 
-# What a run is a function of, beside its seed. Everything else (device, paths, loggers, evaluators) stays out of the key.
+# What a run is a function of, beside its seed. All else (device, paths, loggers, evaluators) stays out of the key.
 KEY_GROUPS = (
     "dataset",
     "augment",
@@ -136,7 +136,7 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 
 def check_targets(cfg: Any, path: str = "") -> None:
-    """Raise UserError unless each `_target_` resolves to a class or function of an allowed module, with known arguments."""
+    """Raise UserError unless each `_target_` names a class or function of an allowed module, with known arguments."""
     for where, node in targets(cfg, path):
         target = resolve_target(node["_target_"], f"{where}._target_" if where else "_target_")
         arguments = {str(key) for key in node if not str(key).startswith("_")}
@@ -144,7 +144,9 @@ def check_targets(cfg: Any, path: str = "") -> None:
         if any(p.kind is p.VAR_KEYWORD for p in known.values()):
             continue
         for unknown in sorted(arguments - known.keys()):
-            raise UserError(f"{where}.{unknown}", node[unknown], f"unknown argument of {target.__name__}; {nearest(unknown, known)}")
+            raise UserError(
+                f"{where}.{unknown}", node[unknown], f"unknown argument of {target.__name__}; {nearest(unknown, known)}"
+            )
 
 
 def resolve_target(target: object, where: str = "_target_") -> Any:

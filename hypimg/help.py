@@ -27,14 +27,22 @@ SWITCHES = ("rescale_gradient", "ball", "checkpoint_seconds")
 def text() -> str:
     """The whole help, as printed."""
     notes = _notes()
-    lines = [USAGE, "Swept axes (c=0.1, or with -m c=0.05,0.1,1):", *_scalars(AXES, notes), "", "Experiments (experiment=):"]
+    lines = [
+        USAGE,
+        "Swept axes (c=0.1, or with -m c=0.05,0.1,1):",
+        *_scalars(AXES, notes),
+        "",
+        "Experiments (experiment=):",
+    ]
     lines += [f"  {name:<22} {first_comment('experiment', name)}" for name in config.members("experiment")]
     lines += ["", "Groups (GROUP=MEMBER); `--cfg job` shows the keys of a member, each can be overridden:"]
     for group in config.groups():
         if group != "experiment":
             lines.append(f"  {group:<12} {', '.join(config.members(group))}")
     lines += ["", "Switches and this machine:", *_scalars((*SWITCHES, *MACHINE), notes), ""]
-    lines.append("Exit codes: 0 done, 2 something you can mend (one line says what), 3 not finite, 128+n signal n after saving.")
+    lines.append(
+        "Exit codes: 0 done, 2 something you can mend (one line says what), 3 not finite, 128+n signal n after saving."
+    )
     return "\n".join(lines)
 
 
@@ -59,4 +67,6 @@ def _notes() -> dict[str, str]:
 def _scalars(keys: tuple[str, ...], notes: dict[str, str]) -> list[str]:
     defaults = OmegaConf.load(config.CONFIG_DIR / "train.yaml")
     shown = {key: OmegaConf.to_container(defaults, resolve=False)[key] for key in keys}  # type: ignore[index,call-overload]
-    return [f"  {key:<18} {'null' if value is None else value!s:<28} {notes.get(key, '')}" for key, value in shown.items()]
+    return [
+        f"  {key:<18} {'null' if value is None else value!s:<28} {notes.get(key, '')}" for key, value in shown.items()
+    ]

@@ -53,7 +53,7 @@ def launch(jobs: Sequence[Sequence[str]], launcher: Sequence[str] = ()) -> list[
     """Run each override list through a Hydra launcher and return the exit codes, in order.
 
     launcher: the words that choose it: [] runs here, one after another; ["hydra/launcher=joblib",
-    "hydra.launcher.n_jobs=2"] two at a time.  Jobs that share the machine get one thread each unless they say otherwise.
+    "hydra.launcher.n_jobs=2"] two at a time.  Jobs that share the machine get a thread each unless they say otherwise.
     A signal stops the remaining jobs too.
     """
     from hydra._internal.callbacks import Callbacks

@@ -133,7 +133,9 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
         seen = (summary or {}).get("data", {}).get("digest") or _data_seen(directory)
         if seen not in (None, data.store.digest):
             aside = rundir.set_aside(directory, seen[:10])
-            log.warning("this run saw other data (%s) than is there now; set aside in %s, training anew", seen[:12], aside)
+            log.warning(
+                "this run saw other data (%s) than is there now; set aside in %s, training anew", seen[:12], aside
+            )
             summary = None
         if summary is not None:
             return summary | {"earlier": True}
@@ -293,9 +295,8 @@ def evaluate(
     The result is kept under the first run: evaluations/<key>.json and .npz, key over (runs, evaluator, data).
     """
     runs = [read_run(Path(directory)) for directory in run_dirs]
-    defaults = config.compose([]) if data_dir is None or store_dir is None else None
-    folder = Path(data_dir if data_dir is not None else defaults.data_dir)
-    stores = Path(store_dir if store_dir is not None else defaults.store_dir)
+    defaults = config.compose([])  # data_dir and store_dir of the command line's defaults
+    folder, stores = Path(data_dir or defaults.data_dir), Path(store_dir or defaults.store_dir)
     where = pick_device(device)
     cfg = runs[0][0]
     data = RunData(instantiate(cfg.dataset).open(folder, stores), folder, stores)

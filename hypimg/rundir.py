@@ -18,7 +18,17 @@ from typing import Any
 from hypimg.errors import UserError
 from hypimg.training.checkpoint import remove_stale_temporaries, write_atomically
 
-PACKAGES = ("hypimg", "torch", "torchvision", "hydra-core", "omegaconf", "lightning-fabric", "geoopt", "numpy", "pillow")
+PACKAGES = (
+    "hypimg",
+    "torch",
+    "torchvision",
+    "hydra-core",
+    "omegaconf",
+    "lightning-fabric",
+    "geoopt",
+    "numpy",
+    "pillow",
+)
 
 
 @contextlib.contextmanager
@@ -31,7 +41,9 @@ def hold(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         file = open(directory / ".lock", "a+")  # noqa: SIM115  held open for as long as the run lasts
     except OSError as error:
-        raise UserError("runs_dir", directory, f"cannot be written ({error.strerror}); pass another runs_dir=") from error
+        raise UserError(
+            "runs_dir", directory, f"cannot be written ({error.strerror}); pass another runs_dir="
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,7 +28,9 @@ def test_every_experiment_composes_and_binds_in_every_space(experiment: str, spa
         (signature.bind_partial if node.get("_partial_") else signature.bind)(**given), path
 
 
-@pytest.mark.parametrize("group", [group for group in config.groups() if group not in {"experiment", "variant", "sweep"}])
+@pytest.mark.parametrize(
+    "group", [group for group in config.groups() if group not in {"experiment", "variant", "sweep"}]
+)
 def test_every_group_member_composes(group: str) -> None:
     for member in config.members(group):
         word = f"{group}=[{member}]" if group == "evaluator" else f"{group}={member}"
@@ -64,8 +66,18 @@ def test_each_leaf_of_a_keyed_group_moves_the_key(composed: DictConfig) -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["device=cpu", "threads=3", "data_dir=elsewhere", "store_dir=x", "runs_dir=y", "download=true", "compile=true"]
-    + ["deterministic=true", "checkpoint_seconds=1", "logger=csv", "logger.project=p", "evaluator=[accuracy]"],
+    [
+        *(
+            "device=cpu",
+            "threads=3",
+            "data_dir=elsewhere",
+            "store_dir=x",
+            "runs_dir=y",
+            "download=true",
+            "compile=true",
+        ),
+        *("deterministic=true", "checkpoint_seconds=1", "logger=csv", "logger.project=p", "evaluator=[accuracy]"),
+    ],
 )
 def test_what_does_not_change_the_result_stays_out_of_the_key(composed: DictConfig, word: str) -> None:
     assert config.run_key(config.compose(["experiment=mnist_hyperbolic", word])) == config.run_key(composed)
@@ -74,7 +86,9 @@ def test_what_does_not_change_the_result_stays_out_of_the_key(composed: DictConf
 def test_the_key_of_a_committed_result_does_not_drift() -> None:
     words = ["experiment=mnist_hyperbolic", "space=euclidean", "dim=8", "seed=3", "trainer.epochs=10"]
     fields = config.key_fields(config.compose(words))
-    assert config.digest({**fields, "new_option": None}) == config.digest(fields), "an option left at null changes no key"
+    assert config.digest({**fields, "new_option": None}) == config.digest(fields), (
+        "an option left at null changes no key"
+    )
 
 
 def test_one_number_has_one_key() -> None:
@@ -90,7 +104,8 @@ def test_the_euclidean_arm_is_one_run_for_every_c_and_variant() -> None:
 
 def test_a_variant_moves_the_key_of_a_ball() -> None:
     paper, official = (
-        config.run_key(config.compose(["experiment=mnist_hyperbolic", f"variant={name}"])) for name in ("paper", "official")
+        config.run_key(config.compose(["experiment=mnist_hyperbolic", f"variant={name}"]))
+        for name in ("paper", "official")
     )
     assert paper != official
 
@@ -160,7 +175,9 @@ def test_a_target_outside_the_allowed_modules_is_refused(target: object) -> None
 
 
 def test_a_target_is_checked_where_it_hides() -> None:
-    nested = OmegaConf.create({"evaluator": {"x": {"_target_": "hypimg.evaluation.ood.OutOfDistribution", "split": "test"}}})
+    nested = OmegaConf.create(
+        {"evaluator": {"x": {"_target_": "hypimg.evaluation.ood.OutOfDistribution", "split": "test"}}}
+    )
     config.check_targets(nested)
     nested.evaluator.x.outliers = [{"deep": {"_target_": "os.system", "command": "true"}}]
     with pytest.raises(UserError, match=r"evaluator\.x\.outliers\.0\.deep"):

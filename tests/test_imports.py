@@ -75,5 +75,16 @@ def test_only_one_file_imports_torchvision_and_one_instantiates() -> None:
 def test_importing_hypimg_loads_nothing_heavy() -> None:
     code = "import sys, json, hypimg, hypimg.nn, hypimg.geometry; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True))
-    heavy = {"wandb", "matplotlib", "torchvision", "sklearn", "scipy", "geoopt", "lightning_fabric", "PIL", "hydra", "rich"}
+    heavy = {
+        "wandb",
+        "matplotlib",
+        "torchvision",
+        "sklearn",
+        "scipy",
+        "geoopt",
+        "lightning_fabric",
+        "PIL",
+        "hydra",
+        "rich",
+    }
     assert not heavy & set(loaded)

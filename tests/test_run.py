@@ -36,7 +36,11 @@ def _record(folder: Path) -> tuple[dict[str, torch.Tensor], list[list[str]], dic
     weights = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["state"]["model"]
     rows = list(csv.reader((folder / "metrics.csv").open()))
     seconds = rows[0].index("seconds")
-    return weights, [row[:seconds] + row[seconds + 1 :] for row in rows], json.loads((folder / "summary.json").read_text())["metrics"]
+    return (
+        weights,
+        [row[:seconds] + row[seconds + 1 :] for row in rows],
+        json.loads((folder / "summary.json").read_text())["metrics"],
+    )
 
 
 def test_a_run_leaves_its_config_metrics_checkpoints_environment_and_summary(quick: list[str], capsys) -> None:
@@ -45,7 +49,14 @@ def test_a_run_leaves_its_config_metrics_checkpoints_environment_and_summary(qui
     folder = run.run_directory(cfg)
     assert folder.name == config.run_key(cfg)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {"config.yaml", "metrics.csv", "summary.json", "environment.json", "checkpoints/last.pt", "checkpoints/best.pt"} <= names
+    assert {
+        "config.yaml",
+        "metrics.csv",
+        "summary.json",
+        "environment.json",
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+    } <= names
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["epochs"] == 2 and 0 <= summary["metrics"]["test/accuracy"] <= 1
     assert config.run_key(OmegaConf.load(folder / "config.yaml")) == folder.name
@@ -103,7 +114,9 @@ def _lines(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_preemption_saves_first_and_says_how_to_go_on(quick: list[str], tmp_path: Path, train: Train, number: int) -> None:
+def test_preemption_saves_first_and_says_how_to_go_on(
+    quick: list[str], tmp_path: Path, train: Train, number: int
+) -> None:
     words = [*quick, "trainer.epochs=500"]
     folder = run.run_directory(config.compose(words))
     process = train(*words)
@@ -213,9 +226,11 @@ def test_the_command_ends_bad_words_in_one_line_with_code_2(train: Train) -> Non
     assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("error: experiment=mnits: ")
 
 
-def test_a_sweep_runs_every_combination_and_ends_with_the_worst_code(quick: list[str], tmp_path: Path, train: Train) -> None:
+def test_a_sweep_runs_every_combination_and_ends_with_the_worst_code(
+    quick: list[str], tmp_path: Path, train: Train
+) -> None:
     words = [word for word in quick if not word.startswith("trainer.epochs")]
-    code, out, err = _finish(train("-m", *words, "trainer.epochs=1,2", "objective.batch_size=0,64"))
+    code, _out, err = _finish(train("-m", *words, "trainer.epochs=1,2", "objective.batch_size=0,64"))
     assert code == 2 and "2 of 4 jobs did not finish" in err
     assert len(list((tmp_path / "runs" / "digits_disk").glob("*/summary.json"))) == 2
     code, _, err = _finish(train("-m", *words, "trainer.epochs=1", "c=0.1,-1"))
@@ -298,7 +313,9 @@ def test_an_evaluation_is_stored_once_and_read_again(quick: list[str], store_dir
     assert (again.key, again.metrics) == (first.key, first.metrics)
 
 
-def test_a_full_disk_while_the_summary_is_written_leaves_the_run_unfinished(quick: list[str], monkeypatch, capsys) -> None:
+def test_a_full_disk_while_the_summary_is_written_leaves_the_run_unfinished(
+    quick: list[str], monkeypatch, capsys
+) -> None:
     import errno
     import os
 

@@ -55,7 +55,9 @@ class Predictor:
         if store.images.shape[1:] != (self.image_shape[1], self.image_shape[2], self.image_shape[0]):
             height, width, channels = store.images.shape[1:]
             takes = "×".join(map(str, self.image_shape))
-            raise UserError("data set", store.name, f"has images of {channels}×{height}×{width}, the model takes {takes}")
+            raise UserError(
+                "data set", store.name, f"has images of {channels}×{height}×{width}, the model takes {takes}"
+            )
         images = torch.from_numpy(np.ascontiguousarray(store.images[indices].transpose(0, 3, 1, 2)))
         points, logits = self(images)
         return points.numpy(), logits.numpy()

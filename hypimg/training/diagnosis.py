@@ -20,7 +20,7 @@ def non_finite_error(model: nn.Module, images: Tensor | None) -> NonFiniteError:
 
 
 def first_non_finite(model: nn.Module, images: Tensor | None) -> str | None:
-    """The first parameter that is not finite, else (given images) the first module whose output is not; None if all are.
+    """The first parameter that is not finite, else (given images) the first module whose output is not, or None.
 
     images: a normalised batch [N, C, H, W].
     """

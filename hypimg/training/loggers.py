@@ -1,4 +1,4 @@
-"""Where a run's curves go: metrics.csv always, a progress line always, Weights & Biases where it is wanted and works."""
+"""Where a run's curves go: metrics.csv always, a progress line always, Weights & Biases where wanted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class MetricsFile:
         rows = [row for row in read_metrics(self.path) if row["epoch"] <= closed]
         if rows:
             self._header = list(rows[0])
-            write_atomically(self.path, "".join(map(_csv_line, [self._header, *(row.values() for row in rows)])).encode())
+            write_atomically(
+                self.path, "".join(map(_csv_line, [self._header, *(row.values() for row in rows)])).encode()
+            )
         else:
             self.path.unlink(missing_ok=True)
             self._header = []
@@ -58,7 +60,9 @@ class MetricsFile:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise UserError("file", self.path, f"cannot be written ({error.strerror}); make room and run again") from error
+            raise UserError(
+                "file", self.path, f"cannot be written ({error.strerror}); make room and run again"
+            ) from error
 
 
 def _csv_line(values: Any) -> str:
@@ -102,7 +106,9 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             text = TextColumn("{task.description}")
-            self._bar = Progress(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar = Progress(
+                text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+            )
             self._task = self._bar.add_task(title, total=epochs * steps, completed=done)
             self._bar.start()
 
@@ -115,7 +121,9 @@ class Progress:
             return
         shown = [f"{name} {value:.4f}" for name, value in row.items() if "/" in name]
         left = row["seconds"] * (self.epochs - row["epoch"])
-        line = f"epoch {row['epoch']:.0f}/{self.epochs}  {'  '.join(shown)}  {row['seconds']:.1f} s  ({left:.0f} s left)"
+        line = (
+            f"epoch {row['epoch']:.0f}/{self.epochs}  {'  '.join(shown)}  {row['seconds']:.1f} s  ({left:.0f} s left)"
+        )
         if self._bar is not None:
             self._bar.console.print(line, highlight=False)
         else:
@@ -133,10 +141,18 @@ class WandbLog:
     patience: seconds that starting, and later finishing, may take.
     """
 
-    def __init__(self, project: str, name: str, key: str, config: dict[str, Any], directory: Path, patience: float = 20):
+    def __init__(
+        self, project: str, name: str, key: str, config: dict[str, Any], directory: Path, patience: float = 20
+    ):
         self.patience = patience
         self._calls: queue.Queue[Callable[[Any], object] | None] = queue.Queue()
-        self._settings = {"project": project, "name": f"{name}-{key}", "id": key, "config": config, "dir": str(directory)}
+        self._settings: dict[str, Any] = {
+            "project": project,
+            "name": f"{name}-{key}",
+            "id": key,
+            "config": config,
+            "dir": str(directory),
+        }
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -147,13 +163,15 @@ class WandbLog:
                 call(run)
             run.finish()
         except BaseException as error:  # whatever a tracker raises, SystemExit too, ends the tracker alone
-            log.warning("Weights & Biases stopped (%s: %s); the run goes on", type(error).__name__, str(error).split("\n")[0])
+            log.warning(
+                "Weights & Biases stopped (%s: %s); the run goes on", type(error).__name__, str(error).split("\n")[0]
+            )
 
     def _start(self) -> Any:
         import wandb
 
         settings = wandb.Settings(init_timeout=self.patience, silent=True, console="off")
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
         try:
             return wandb.init(**self._settings, resume="allow", mode=mode, settings=settings)
         except Exception as error:

@@ -235,15 +235,16 @@ def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def averages(split: str, sums: dict[str, Tensor]) -> Row:
-    """Sums over images → means per image, named `<split>/<metric>`; the one place where the loop waits for the device."""
+    """Sums over images → means per image, named `<split>/<metric>`; only here the loop waits for the device."""
     values = {name: float(value) for name, value in sums.items()}
     count = values.pop("count")
     return {f"{split}/{name}": value / count for name, value in values.items()}
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """All trained parameters; those that a module lists in `no_weight_decay()` (a learnable curvature) without decay."""
-    exempt = {id(p) for module in model.modules() if hasattr(module, "no_weight_decay") for p in module.no_weight_decay()}
+    """The trained parameters; those that a module lists in `no_weight_decay()` (a learnable curvature) undecayed."""
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "no_weight_decay")]
+    exempt = {id(p) for module in modules for p in module.no_weight_decay()}
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in exempt]}]
     if exempt:

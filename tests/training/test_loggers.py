@@ -142,8 +142,13 @@ tracker.close()
 """
     env = {"WANDB_MODE": "offline", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "NETRC": "/dev/null"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env=env, cwd=loggers.__file__.rsplit("/", 3)[0],
-        capture_output=True, text=True, timeout=120, check=True,
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=env,
+        cwd=loggers.__file__.rsplit("/", 3)[0],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     (written,) = (tmp_path / "wandb").glob("offline-run-*-0123456789/run-0123456789.wandb")
     assert written.stat().st_size > 0 and "stopped" not in done.stderr

@@ -25,7 +25,9 @@ def test_the_first_losses_do_not_drift(quick: list[str]) -> None:
     assert [row["train/loss"] for row in rows] == pytest.approx([2.6126, 2.1075], abs=5e-3)
 
 
-def test_the_same_command_twice_gives_the_same_bits_and_another_seed_other_ones(quick: list[str], tmp_path: Path) -> None:
+def test_the_same_command_twice_gives_the_same_bits_and_another_seed_other_ones(
+    quick: list[str], tmp_path: Path
+) -> None:
     weights = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         folder, _ = _train([*quick, f"runs_dir={tmp_path / name}", f"seed={seed}"])
@@ -76,7 +78,9 @@ def test_a_learned_curvature_starts_as_configured_moves_and_is_not_decayed(quick
     assert rows[-1]["c"] != pytest.approx(0.1, rel=1e-4) and 0.01 <= rows[-1]["c"] <= 1
 
 
-@pytest.mark.parametrize("words", [["trainer.precision=bf16-mixed"], ["deterministic=true"], ["optimizer=riemannian_adam"]])
+@pytest.mark.parametrize(
+    "words", [["trainer.precision=bf16-mixed"], ["deterministic=true"], ["optimizer=riemannian_adam"]]
+)
 def test_the_options_train(quick: list[str], words: list[str]) -> None:
     try:
         _, rows = _train([*quick, *words])
@@ -87,7 +91,9 @@ def test_the_options_train(quick: list[str], words: list[str]) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_run_is_the_same_run_up_to_rounding(quick: list[str], tmp_path: Path) -> None:
-    (a, eager), (b, compiled) = (_train([*quick, f"compile={on}", f"runs_dir={tmp_path / on}"]) for on in ("false", "true"))
+    (a, eager), (b, compiled) = (
+        _train([*quick, f"compile={on}", f"runs_dir={tmp_path / on}"]) for on in ("false", "true")
+    )
     assert a.name == b.name
     assert compiled[-1]["train/loss"] == pytest.approx(eager[-1]["train/loss"], rel=0.02)
 
@@ -127,7 +133,10 @@ def test_an_operation_without_a_deterministic_form_is_named() -> None:
     message = "adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you set x. More."
     from hypimg.errors import UserError
 
-    with pytest.raises(UserError, match="adaptive_max_pool2d_backward_cuda does not have"), explain_nondeterminism(True):
+    with (
+        pytest.raises(UserError, match="adaptive_max_pool2d_backward_cuda does not have"),
+        explain_nondeterminism(True),
+    ):
         raise RuntimeError(message)
     with pytest.raises(RuntimeError), explain_nondeterminism(False):
         raise RuntimeError(message)

@@ -29,7 +29,9 @@ class LeNet(nn.Module):
     ):
         super().__init__()
         channels, height, width = image_shape
-        after = [_after_block(_after_block(size, kernel_size, padding), kernel_size, padding) for size in (height, width)]
+        after = [
+            _after_block(_after_block(size, kernel_size, padding), kernel_size, padding) for size in (height, width)
+        ]
         if min(after) < 1:
             raise UserError("backbone.kernel_size", kernel_size, f"leaves nothing of images of {height}×{width} pixels")
         self.conv1 = nn.Conv2d(channels, widths[0], kernel_size, padding=padding)
