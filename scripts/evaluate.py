@@ -1,7 +1,7 @@
 """Evaluate a finished run again, or predict on a folder of images; nothing is trained.
 
     python scripts/evaluate.py run=runs/mnist_hyperbolic/<key>                       all evaluators of the run again
-    python scripts/evaluate.py run=... evaluator=ood_omniglot                       another evaluator (configs/evaluator)
+    python scripts/evaluate.py run=... evaluator=ood_omniglot                      another evaluator (configs/evaluator)
     python scripts/evaluate.py run=... evaluator=ood_omniglot outliers.part=background   ... with other settings or data
     python scripts/evaluate.py run=... images=photos/ out=predictions.csv            class, probability, distance to 0
 
