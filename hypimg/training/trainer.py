@@ -177,8 +177,7 @@ class _Loop:
             if (self.step + 1) % self.check_every == 0 and not bool(torch.isfinite(loss)):
                 raise non_finite_error(self.model, images)
             self.fabric.backward(loss)
-        if self.trainer.gradient_clip is not None:
-            limit = self.trainer.gradient_clip
+        if limit := self.trainer.gradient_clip:
             self.fabric.clip_gradients(self.eager, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.optimizer.step()
         self.step += 1
@@ -243,8 +242,7 @@ def averages(split: str, sums: dict[str, Tensor]) -> Row:
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """The trained parameters; those that a module lists in `no_weight_decay()` (a learnable curvature) undecayed."""
-    modules: list[Any] = [module for module in model.modules() if hasattr(module, "no_weight_decay")]
-    exempt = {id(p) for module in modules for p in module.no_weight_decay()}
+    exempt = {id(p) for part in model.modules() for p in getattr(part, "no_weight_decay", list)()}
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in exempt]}]
     if exempt:
