@@ -64,14 +64,33 @@ def _even(t: Tensor, series: tuple[float, ...], closed: Callable[[Tensor], Tenso
     return torch.where(t < limit, total, closed(far))
 
 
+class _Tanhc(torch.autograd.Function):
+    """tanhc with its derivative in closed form: a third of autograd's operations in the hot path."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t: Tensor) -> Tensor:
+        def closed(t: Tensor) -> Tensor:
+            root = t.sqrt()
+            return root.tanh() / root
+
+        return _even(t, (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835), closed)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        t, value = ctx.saved_tensors  # input and output alone, so a second derivative is right too
+        series = (-1 / 3, 4 / 15, -17 / 105, 248 / 2835, -1382 / 31185)
+        return grad * _even(t, series, lambda far: (1 - far * value * value - value) / (2 * far))
+
+
 def tanhc(t: Tensor) -> Tensor:
     """tanh(√t)/√t for t ≥ 0."""
-
-    def closed(t: Tensor) -> Tensor:
-        root = t.sqrt()
-        return root.tanh() / root
-
-    return _even(t, (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835), closed)
+    return _Tanhc.apply(t)
 
 
 def sinhc(t: Tensor) -> Tensor:
@@ -84,15 +103,34 @@ def sinhc(t: Tensor) -> Tensor:
     return _even(t, (1.0, 1 / 6, 1 / 120, 1 / 5040, 1 / 362880), closed)
 
 
+class _Asinhc(torch.autograd.Function):
+    """asinhc with its derivative in closed form, as _Tanhc."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor) -> Tensor:
+        def closed(u: Tensor) -> Tensor:
+            root = u.sqrt()
+            # log1p instead of asinh, which is ten times slower on CPU.
+            return (root + u / (1 + (1 + u).sqrt())).log1p() / root
+
+        return _even(u, (1.0, -1 / 6, 3 / 40, -15 / 336, 105 / 3456), closed)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        u, value = ctx.saved_tensors
+        series = (-1 / 6, 3 / 20, -15 / 112, 35 / 288, -315 / 2816)
+        return grad * _even(u, series, lambda far: ((1 + far).rsqrt() - value) / (2 * far))
+
+
 def asinhc(u: Tensor) -> Tensor:
     """asinh(√u)/√u for u ≥ 0."""
-
-    def closed(u: Tensor) -> Tensor:
-        root = u.sqrt()
-        # log1p instead of asinh, which is ten times slower on CPU.
-        return (root + u / (1 + (1 + u).sqrt())).log1p() / root
-
-    return _even(u, (1.0, -1 / 6, 3 / 40, -15 / 336, 105 / 3456), closed)
+    return _Asinhc.apply(u)
 
 
 def safe_sqrt(q: Tensor) -> Tensor:

@@ -34,13 +34,15 @@ def _direction(a: Tensor) -> tuple[Tensor, Tensor]:
     return inverse.to(a.dtype) * a, inverse * square
 
 
-def mlr_logits(x: Tensor, p: Tensor, a: Tensor, c: Scalar) -> Tensor:
+def mlr_logits(x: Tensor, p: Tensor, a: Tensor, c: Scalar, from_origin: bool = False) -> Tensor:
     """Logits of hyperbolic multinomial logistic regression: class k has the hyperplane through p_k with normal a_k.
 
     logit_k(x) = (λ_{p_k} ‖a_k‖ / √c) arsinh( 2√c ⟨z, a_k⟩ / ((1 − c‖z‖²) ‖a_k‖) ) with z = (−p_k) ⊕ x;
     4⟨x − p_k, a_k⟩ at c = 0.  It is the signed distance of x to the hyperplane times λ_{p_k} ‖a_k‖.
 
     x: [..., d], inside the ball.  p: [K, d], inside the ball.  a: [K, d], any tangent vectors at p.  Returns [..., K].
+    from_origin: the a given are tangent vectors at the origin, transported to p: the normals are (1 − c‖p_k‖²) a_k, so
+        that λ_{p_k} ‖normal‖ = 2 ‖a_k‖, as HIE's official code has them.
     z is never formed: the denominators of ⟨z, a⟩ and 1 − c‖z‖² cancel, and with β = 1 − c‖p‖², κ = 2⟨p, â⟩/β the
     argument is √c (λ_x ⟨x, â + cκp⟩ − (λ_x − 1) κ).  At a_k = 0 the logit is 0 and so is its gradient.
     In float32 that argument has an error of about 1e-7 λ_x λ_p. It shows only where x and p are near each other and
@@ -54,7 +56,7 @@ def mlr_logits(x: Tensor, p: Tensor, a: Tensor, c: Scalar) -> Tensor:
     direction, norm = _direction(a)
     kappa = 2 * dot(p, direction) / beta
     w = direction + (c * kappa).to(p.dtype) * p
-    return _logits(x, w, kappa, 2 * norm / beta, c)
+    return _logits(x, w, kappa, 2 * norm if from_origin else 2 * norm / beta, c)
 
 
 def unidirectional_logits(x: Tensor, z: Tensor, r: Tensor, c: Scalar) -> Tensor:

@@ -49,14 +49,10 @@ class HyperbolicMLR(nn.Module):
     @property
     def normals(self) -> Tensor:
         """a [out_features, in_features]: the normal of each class's hyperplane, a tangent vector at p."""
-        return self._normals(self.offsets)
-
-    def _normals(self, offsets: Tensor) -> Tensor:
-        return 2 / poincare.conformal_factor(offsets, self.ball.curvature).unsqueeze(-1) * self.normal
+        return 2 / poincare.conformal_factor(self.offsets, self.ball.curvature).unsqueeze(-1) * self.normal
 
     def forward(self, points: Tensor) -> Tensor:
-        offsets = self.offsets
-        return hyperplanes.mlr_logits(points, offsets, self._normals(offsets), self.ball.curvature)
+        return hyperplanes.mlr_logits(points, self.offsets, self.normal, self.ball.curvature, from_origin=True)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -214,3 +214,12 @@ def test_wrong_shapes_are_refused():
         hyperplanes.mlr_logits(x, torch.zeros(4, 2), torch.zeros(4, 2), 1.0)
     with pytest.raises(ValueError, match=r"r \[classes\]"):
         hyperplanes.unidirectional_logits(x, p, torch.zeros(5), 1.0)
+
+
+@pytest.mark.parametrize("c", [0.0, 1e-6, 0.1, 1.0, 10.0])
+def test_normals_from_the_origin_are_transported_to_p(points, c: float) -> None:
+    x, p = points(0, 20, 4, c or 1.0, torch.float64), 0.9 * points(1, 6, 4, c or 1.0, torch.float64)
+    a = torch.randn(6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    there = poincare.transport(torch.zeros_like(p), p, a, c)
+    expected = hyperplanes.mlr_logits(x, p, there, c)
+    torch.testing.assert_close(hyperplanes.mlr_logits(x, p, a, c, from_origin=True), expected, rtol=1e-9, atol=1e-9)
