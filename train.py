@@ -22,10 +22,14 @@ def main(words: list[str]) -> int:
     try:
         if {"-m", "--multirun"} & set(words):
             return sweep([word for word in words if word not in {"-m", "--multirun"}])
+        if any(word.startswith("sweep=") for word in words):
+            raise UserError("sweep", None, "a sweep is several runs: add -m")
         return launch.run_task(config.compose(words))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
 
 
 def sweep(words: list[str]) -> int:

@@ -39,6 +39,7 @@ KEY_GROUPS = (
 
 # Configs are code: only these may be called from one.
 ALLOWED_MODULES = ("hypimg.", "torch.optim.", "geoopt.optim.")
+# Classes alone: a config has no business calling the functions that write or move files.
 
 
 @contextlib.contextmanager
@@ -78,10 +79,9 @@ def compose(overrides: list[str]) -> DictConfig:
 
 def compose_group(group: str, name: str) -> DictConfig:
     """One member of a config group by itself, e.g. ("evaluator", "ood_omniglot")."""
-    path = CONFIG_DIR / group / f"{name}.yaml"
-    if not path.is_file():
+    if name not in members(group):
         raise UserError(group, name, f"not in configs/{group}; {nearest(name, members(group))}")
-    cfg = OmegaConf.load(path)
+    cfg = OmegaConf.load(CONFIG_DIR / group / f"{name}.yaml")
     assert isinstance(cfg, DictConfig)
     check_targets(cfg, group)
     return cfg
@@ -106,8 +106,23 @@ def check(cfg: DictConfig) -> None:
     for key, lowest in (("dim", 1), ("seed", 0)):
         if not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or cfg[key] < lowest:
             raise UserError(key, cfg[key], f"must be a whole number ≥ {lowest}")
-    if cfg.threads is not None and (not isinstance(cfg.threads, int) or cfg.threads < 1):
-        raise UserError("threads", cfg.threads, "must be a whole number ≥ 1, or null for all cores")
+    threads = cfg.get("threads")
+    if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= 1024):
+        raise UserError("threads", threads, "must be a whole number from 1 to 1024, or null for all cores")
+    for key in ("download", "compile", "deterministic"):
+        if not isinstance(cfg.get(key), bool):
+            raise UserError(key, cfg.get(key), "must be true or false")
+    if not _is_number(cfg.get("checkpoint_seconds")) or cfg.checkpoint_seconds < 0:
+        raise UserError("checkpoint_seconds", cfg.get("checkpoint_seconds"), "must be a number of seconds ≥ 0")
+    for key in ("data_dir", "store_dir", "runs_dir", "device"):
+        if cfg.get(key) in (None, ""):
+            raise UserError(key, cfg.get(key), "missing")
+        cfg[key] = str(cfg[key])  # a folder named 2024 is a number to YAML
+    if not isinstance(cfg.get("logger"), DictConfig):
+        raise UserError("logger", None, f"missing; one of {', '.join(members('logger'))}")
+    for key, kind in (("show", ListConfig), ("caption", str)):
+        if cfg.get(key) is not None and not isinstance(cfg[key], kind):
+            raise UserError(key, cfg[key], "must be a list of metric names" if key == "show" else "must be a text")
     for group in KEY_GROUPS:
         if (CONFIG_DIR / group).is_dir() and "_target_" not in (cfg.get(group) or {}):
             raise UserError(group, None, f"missing; a run needs one of {', '.join(members(group))}")
@@ -155,7 +170,7 @@ def resolve_target(target: object, where: str = "_target_") -> Any:
     `torch.nn.modules.module.torch.load` begins like a torch module and is none: what counts is where the object that
     the name leads to was defined.
     """
-    refused = UserError(where, target, f"configs may only name classes and functions of {', '.join(ALLOWED_MODULES)}")
+    refused = UserError(where, target, f"configs may only name classes of {', '.join(ALLOWED_MODULES)}")
     if not isinstance(target, str) or not target.startswith(ALLOWED_MODULES):
         raise refused
     parts = target.split(".")
@@ -174,7 +189,7 @@ def resolve_target(target: object, where: str = "_target_") -> Any:
     if found is None:
         raise UserError(where, target, "no such class or function")
     module = f"{getattr(found, '__module__', '')}."
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not module.startswith(ALLOWED_MODULES):
+    if not inspect.isclass(found) or not module.startswith(ALLOWED_MODULES):
         raise refused
     return found
 
@@ -183,7 +198,10 @@ def canonical(value: Any) -> str:
     """Canonical JSON: sorted keys, one form for each number (1 and 1.0 alike), options left at null absent."""
     if isinstance(value, DictConfig | ListConfig):
         value = OmegaConf.to_container(value, resolve=True)
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    try:
+        return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except ValueError as error:
+        raise UserError("config", value, "holds a number that is not finite") from error
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 
 from hypimg import config
-from hypimg.errors import Stopped, UserError
+from hypimg.errors import Stopped, UserError, nearest
 
 
 def run_task(cfg: DictConfig) -> int:
@@ -40,6 +40,9 @@ def expand(overrides: list[str]) -> list[list[str]]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    for word in overrides:
+        if word.startswith("sweep=") and (name := word.removeprefix("sweep=")) not in config.members("sweep"):
+            raise UserError("sweep", name, f"not in configs/sweep; {nearest(name, config.members('sweep'))}")
     with config.hydra_session():
         fixed = [word for word in overrides if not _sweeps(word)]
         params = _compose_with_hydra(fixed).hydra.sweeper.params or {}

@@ -24,7 +24,7 @@ from hypimg.data.store import ImageStore
 from hypimg.errors import UserError
 from hypimg.evaluation.predictor import Predictor
 from hypimg.models.classifier import Classifier
-from hypimg.training.checkpoint import Checkpoints, write_atomically
+from hypimg.training.checkpoint import FULL, Checkpoints, write_atomically
 from hypimg.training.loggers import MetricsFile, Progress, WandbLog, read_metrics, wandb_wanted
 from hypimg.training.preemption import StopRequest
 from hypimg.training.seeding import derive_seed, generator
@@ -35,16 +35,21 @@ log = logging.getLogger(__name__)
 
 def instantiate(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
     """Build what a config node names, after checking what it names; partial nodes get `args` and `kwargs` at once."""
-    from hydra.errors import InstantiationException
+    from hydra.errors import HydraException
     from hydra.utils import instantiate as hydra_instantiate
 
     config.check_targets(node)
     try:
         built = hydra_instantiate(node)
-    except InstantiationException as error:
-        cause = error.__cause__
-        raise (cause if isinstance(cause, UserError) else error) from None
-    return built(*args, **kwargs) if node.get("_partial_", False) else built
+        return built(*args, **kwargs) if node.get("_partial_", False) else built
+    except HydraException as error:
+        cause = error.__cause__ or error
+    except (ArithmeticError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        cause = error
+    if isinstance(cause, UserError):
+        raise cause
+    given = {key: value for key, value in OmegaConf.to_container(node).items() if not str(key).startswith("_")}  # type: ignore[union-attr]
+    raise UserError(str(node["_target_"]).rpartition(".")[2], given, f"{type(cause).__name__}: {cause}") from cause
 
 
 def run_directory(cfg: DictConfig) -> Path:
@@ -144,8 +149,10 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
 
 def _data_seen(directory: Path) -> str | None:
     """Digest of the data that an unfinished run began with."""
-    path = directory / "environment.json"
-    return json.loads(path.read_text())["data"]["digest"] if path.is_file() else None
+    try:
+        return json.loads((directory / "environment.json").read_text())["data"]["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # written anew; the checkpoint has the digest too
 
 
 def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset, data: RunData) -> dict[str, Any]:
@@ -161,10 +168,12 @@ def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset,
     model = build_model(cfg, dataset).to(device)
     train = data.store.indices("train")
     val = np.zeros(0, dtype=np.int64)
-    if trainer.val_fraction:
+    if trainer.val_fraction > 0:
         labels = data.store.column("label")[train]
         kept, held_out = split_off(labels, trainer.val_fraction, generator(cfg.seed, "validation split"))
         train, val = train[kept], train[held_out]
+        if not len(val):
+            raise UserError("trainer.val_fraction", trainer.val_fraction, "holds out no image; take a larger share")
     resident = [ResidentImages(data.store, part, dataset.mean, dataset.std, device) for part in (train, val)]
     checkpoints = checkpoints_of(directory, cfg, data.store.digest)
     metrics_file = MetricsFile(directory / "metrics.csv")
@@ -191,7 +200,7 @@ def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset,
         metrics = {name: value for name, value in chosen.items() if name.startswith("val/")}
         predictor = _predictor(cfg, dataset, data.store.classes, checkpoints, trainer.select, device)
         pictures = []
-        for name, node in (cfg.evaluator or {}).items():
+        for name, node in (cfg.get("evaluator") or {}).items():
             evaluation = _evaluate([predictor], [directory], node, data)
             metrics |= {f"{name}/{metric}": value for metric, value in evaluation.metrics.items()}
             pictures += _draw(evaluation, directory)
@@ -245,7 +254,13 @@ def _draw(evaluation: Evaluation, directory: Path) -> list[Path]:
             return []
     from hypimg.figures import disk
 
-    return disk.draw(evaluation.scores, directory / "figures")
+    try:
+        return disk.draw(evaluation.scores, directory / "figures")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        remedy = f"cannot be written ({error.strerror}); make room and run the same command again, nothing is lost"
+        raise UserError("file", directory / "figures", remedy) from error
 
 
 @dataclass(frozen=True)
@@ -272,8 +287,11 @@ def read_run(directory: Path) -> tuple[DictConfig, dict[str, Any]]:
     summary = rundir.read_summary(directory)
     if summary is None or not (directory / "config.yaml").is_file():
         raise UserError("run", directory, "no finished run here; give a folder runs/<name>/<key> with a summary.json")
-    cfg = OmegaConf.load(directory / "config.yaml")
-    assert isinstance(cfg, DictConfig)
+    try:
+        cfg = OmegaConf.load(directory / "config.yaml")
+        assert isinstance(cfg, DictConfig) and all(group in cfg for group in ("dataset", "backbone", "space", "head"))
+    except Exception as error:  # YAML's, OmegaConf's and Unicode's errors have no common base
+        raise UserError("config", directory / "config.yaml", f"damaged; delete {directory} to train again") from error
     return cfg, summary
 
 
@@ -317,7 +335,12 @@ def _evaluate(predictors: list[Predictor], run_dirs: list[Path], node: DictConfi
     folder = run_dirs[0] / "evaluations"
     record, scores = folder / f"{key}.json", folder / f"{key}.npz"
     if record.is_file() and scores.is_file():
-        return Evaluation(key, json.loads(record.read_text())["metrics"], scores, seen)
+        try:
+            with np.load(scores) as arrays:
+                assert all(arrays[name] is not None for name in arrays.files)
+            return Evaluation(key, json.loads(record.read_text())["metrics"], scores, seen)
+        except Exception:  # a damaged evaluation is made again
+            log.warning("%s is damaged; evaluating again", record)
     started = time.monotonic()
     metrics, arrays = built(predictors, data)
     write_npz(scores, arrays)

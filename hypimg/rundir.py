@@ -52,9 +52,9 @@ def hold(directory: Path) -> Iterator[None]:
             holder = file.read().strip() or "another process"
             raise UserError("run", directory, f"held by {holder}; wait for it, or stop it") from error
         since = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without the note of who holds it
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
         remove_stale_temporaries(directory)
         yield
 
@@ -69,9 +69,12 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError("summary", path, "damaged; delete it and run the same command again") from error
+        summary = json.loads(path.read_text())
+        if {"metrics", "data", "epochs", "seconds", "classes"} <= summary.keys():
+            return summary
+    except (ValueError, AttributeError):
+        pass
+    raise UserError("summary", path, "damaged; delete it and run the same command again")
 
 
 def set_aside(directory: Path, mark: str) -> Path:

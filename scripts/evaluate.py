@@ -44,7 +44,7 @@ def parse(words: list[str]) -> tuple[dict[str, str], list[str]]:
             raise UserError("argument", word, "give key=value; --help shows the keys")
         if key in KEYS:
             options[key] = value
-        elif "evaluator" in "".join(words):
+        elif any(other.startswith("evaluator=") for other in words):
             settings.append(word)
         else:
             raise UserError(key, value, f"unknown; {nearest(key, KEYS)}")

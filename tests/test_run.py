@@ -160,6 +160,52 @@ def test_a_finished_run_that_saw_other_data_is_trained_anew_and_kept(quick: list
     assert json.loads((folder / "summary.json").read_text())["data"]["digest"] == digest
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "code"),
+    [
+        ("environment.json", "{", 0),
+        ("metrics.csv", None, 2),
+        ("metrics.csv", "loss\n1\n", 2),
+        ("checkpoints/best.pt", "", 2),
+    ],
+)
+def test_a_damaged_file_of_an_unfinished_run_is_named_or_made_again(
+    quick: list[str], file: str, content: str | None, code: int, capsys
+) -> None:
+    cfg = config.compose(quick)
+    assert launch.run_task(cfg) == 0
+    folder = run.run_directory(cfg)
+    (folder / "summary.json").unlink()
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    capsys.readouterr()
+    assert launch.run_task(cfg) == code
+    if code:
+        assert f"{file}: " in capsys.readouterr().err
+
+
+def test_a_damaged_summary_or_config_of_a_finished_run_is_named(quick: list[str], capsys) -> None:
+    cfg = config.compose(quick)
+    assert launch.run_task(cfg) == 0
+    folder = run.run_directory(cfg)
+    for file, content in (("config.yaml", "a: ["), ("config.yaml", ""), ("summary.json", "{}"), ("summary.json", "{")):
+        before = (folder / file).read_text()
+        (folder / file).write_text(content)
+        with pytest.raises(UserError, match=rf"{file}: damaged; delete"):
+            hypimg.load(folder)
+        (folder / file).write_text(before)
+
+
+def test_a_damaged_evaluation_is_made_again(quick: list[str], store_dir: Path) -> None:
+    cfg = config.compose(quick)
+    assert launch.run_task(cfg) == 0
+    node = config.compose_group("evaluator", "ood_blurred")
+    first = run.evaluate([run.run_directory(cfg)], node, "data", store_dir)
+    first.scores.write_bytes(first.scores.read_bytes()[:500])
+    assert run.evaluate([run.run_directory(cfg)], node, "data", store_dir).metrics == first.metrics
+    with np.load(first.scores) as arrays:
+        assert len(arrays["points"])
+
+
 def test_a_checkpoint_from_another_config_is_refused(quick: list[str], capsys) -> None:
     first, second = config.compose(quick), config.compose([*quick, "seed=1"])
     assert launch.run_task(first) == 0
@@ -211,6 +257,12 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(quick: list[str], capsys
         (["space.margin=2"], "margin=2"),
         (["backbone.kernel_size=9", "backbone.padding=0"], "backbone.kernel_size=9: leaves nothing"),
         (["device=tpu"], "device=tpu"),
+        (["optimizer.lr=abc"], "Adam={"),
+        (["optimizer.lr=-1"], "Adam={"),
+        (["trainer.precision=transformer-engine"], "trainer.precision=transformer-engine:"),
+        (["trainer.val_fraction=0.0001"], "trainer.val_fraction=0.0001: holds out no image"),
+        (["backbone.widths=[1]"], "LeNet={"),
+        (["evaluator=[]", "optimizer.lr=abc"], "Adam={"),
         (["logger.wandb=maybe"], "logger.wandb=maybe: must be"),
         (["dataset=mnist", "data_dir=/nonexistent"], "dataset=mnist: not found under /nonexistent"),
     ],

@@ -78,7 +78,7 @@ class Checkpoints:
     def load(self, name: str) -> dict[str, Any]:
         """The state in `<name>.pt`.  Raises UserError if it is missing, damaged, or of another config or data set."""
         path = self.path(name)
-        remedy = f"delete {self.directory} to train again from the start"
+        remedy = f"delete {self.directory.parent} to train again from the start"
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             identity, digest, state = content["identity"], content["digest"], content["state"]

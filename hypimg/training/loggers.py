@@ -35,6 +35,9 @@ class MetricsFile:
     def resume(self, closed: int) -> None:
         """Keep the rows of the first `closed` epochs; drop later and torn ones, which will be written again."""
         rows = [row for row in read_metrics(self.path) if row["epoch"] <= closed]
+        if [row["epoch"] for row in rows] != list(range(1, closed + 1)):
+            remedy = f"does not have the {closed} epochs of the checkpoint; delete {self.path.parent} to train again"
+            raise UserError("metrics", self.path, remedy)
         if rows:
             self._header = list(rows[0])
             write_atomically(
@@ -79,13 +82,15 @@ def read_metrics(path: Path) -> list[Row]:
     """The whole rows of a metrics.csv; a line torn by a kill is left out."""
     if not path.is_file():
         return []
-    text = path.read_text()
+    text = path.read_text(errors="replace")
     header, *lines = csv.reader(text[: text.rfind("\n") + 1].splitlines()) or [[]]
     rows = []
     for line in lines:
         try:
             row = {name: float(value) for name, value in zip(header, line, strict=True) if value != ""}
         except ValueError:
+            break
+        if "epoch" not in row:
             break
         rows.append(row)
     return rows

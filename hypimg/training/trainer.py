@@ -223,7 +223,7 @@ def _fabric(trainer: Trainer) -> Any:
     devices: Any = [device.index or 0] if device.type == "cuda" else 1
     try:
         fabric = Fabric(accelerator=device.type, devices=devices, precision=trainer.precision)  # type: ignore[arg-type]
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise UserError("trainer.precision", trainer.precision, str(error)) from error
     fabric.launch()
     return fabric
