@@ -70,7 +70,7 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         summary = json.loads(path.read_text())
-        if {"metrics", "data", "epochs", "seconds", "classes"} <= summary.keys():
+        if {"metrics", "data", "epochs", "seconds"} <= summary.keys():
             return summary
     except (ValueError, AttributeError):
         pass
