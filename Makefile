@@ -27,7 +27,7 @@ setup: .venv/.done  ## make .venv with the tested versions; costs nothing once d
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hypimg needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|torchvision)==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[launch,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[launch,fast,dev]'
 	@touch $@
 
 demo: setup  ## digits in the Poincaré disk: trains within a minute, no data needed, ends with a picture

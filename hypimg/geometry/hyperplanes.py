@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hypimg.geometry._rows import Scalar, alpha_of, asinhc, dot, prepare, sinhc, square_of
+from hypimg.geometry._rows import (
+    Scalar,
+    alpha_of,
+    arsinh,
+    arsinh_,
+    arsinh_by_c,
+    batched,
+    dot,
+    per_batch,
+    prepare,
+    sinhc,
+    square_of,
+)
 
 # A normal shorter than this has no direction in float32: it counts as 0.
 _SHORTEST_NORMAL = 1e-30
@@ -14,24 +26,76 @@ _SHORTEST_NORMAL = 1e-30
 _LARGEST_OFFSET = 30.0
 
 
+class _Logits(torch.autograd.Function):
+    """scale · arsinh(√c z)/√c and z, with z_ik = λ_i ⟨x_i, w_k⟩ − (λ_i − 1) t_k: one matrix product, three with backward.
+
+    x: [..., n, d], lam: [..., n, 1], w: [..., K, d], t and scale: [..., 1, K].
+    """
+
+    @staticmethod
+    def forward(x: Tensor, lam: Tensor, w: Tensor, t: Tensor, scale: Tensor, c: Scalar) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            z = (lam * x) @ w.mT
+        z -= (lam - 1) * t
+        return arsinh_(z.abs(), c).copysign_(z).mul_(scale), z
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        *tensors, c = inputs
+        ctx.c = None if isinstance(c, Tensor) else c
+        ctx.save_for_backward(*tensors, *output, *([c] if isinstance(c, Tensor) else []))
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, grad_z: Tensor | None):
+        x, lam, w, t, scale, logits, z, *held = ctx.saved_tensors
+        c = held[0] if held else ctx.c
+        to_z, to_scale, to_c = grad_z, None, None
+        if grad is not None:
+            by_z = (z * z * c + 1).rsqrt() * (grad * scale)
+            to_z = by_z if grad_z is None else by_z + grad_z
+            # scale is 0 for a class without a direction; its length has gradient 0 there
+            to_scale = (grad * logits).sum(-2, keepdim=True) / torch.where(scale > 0, scale, 1)
+            if ctx.needs_input_grad[5]:
+                to_c = (grad * scale * arsinh_by_c(z, c)).sum_to_size(c.shape)
+        if to_z is None:
+            return (None,) * 6
+        with torch.autocast(x.device.type, enabled=False):
+            to_scaled, to_w = to_z @ w, to_z.mT @ (lam * x)
+            to_lam = (to_scaled * x).sum(-1, keepdim=True) - to_z @ t.mT
+            to_t = ((1 - lam).mT @ to_z).sum_to_size(t.shape)
+        return lam * to_scaled, to_lam, to_w, to_t, to_scale, to_c
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        *tensors, c = inputs
+        tensors = batched(info, in_dims[:5], tensors)
+        return _Logits.apply(*tensors, per_batch(c, in_dims[5], tensors[0])), (0, 0)
+
+
 def _logits(x: Tensor, w: Tensor, t: Tensor, scale: Tensor, c: Scalar) -> Tensor:
-    """scale · asinh(√c z)/√c with z = λ_x ⟨x, w⟩ − (λ_x − 1) t: both regressions are this, one matrix product.
+    """Both regressions: scale · arsinh(√c z)/√c with z = λ_x ⟨x, w⟩ − (λ_x − 1) t.
 
     x: [..., d], w: [K, d], t and scale: [K, 1] in float64.  Returns [..., K].
     """
-    alpha = alpha_of(x, c)
-    lam = 2 / alpha
-    with torch.autocast(x.device.type, enabled=False):
-        z = (lam.to(x.dtype) * x) @ w.mT - (lam - 1).to(x.dtype) * t.squeeze(-1).to(x.dtype)
-    return scale.squeeze(-1).to(x.dtype) * z * asinhc(c * z * z)
+    rows = x.reshape(-1, x.shape[-1])
+    lam = (2 / alpha_of(rows, c)).to(x.dtype)
+    t, scale = t.mT.to(x.dtype), scale.mT.to(x.dtype)
+    if torch.compiler.is_compiling():
+        with torch.autocast(x.device.type, enabled=False):
+            z = (lam * rows) @ w.mT - (lam - 1) * t
+        logits = scale * arsinh(z, c)
+    else:
+        logits, _ = _Logits.apply(rows, lam, w, t, scale, c)
+    return logits.reshape(*x.shape[:-1], w.shape[0])
 
 
-def _direction(a: Tensor) -> tuple[Tensor, Tensor]:
-    """a/‖a‖ in a's dtype and ‖a‖ in float64, both 0 with gradient 0 where a = 0."""
+def _inverse_norm(a: Tensor) -> tuple[Tensor, Tensor]:
+    """1/‖a‖ and ‖a‖ in float64, [..., 1]; both 0 with gradient 0 where a = 0."""
     square = square_of(a)
     present = square > _SHORTEST_NORMAL**2
     inverse = torch.where(present, torch.where(present, square, 1.0).rsqrt(), 0.0)
-    return inverse.to(a.dtype) * a, inverse * square
+    return inverse, inverse * square
 
 
 def mlr_logits(x: Tensor, p: Tensor, a: Tensor, c: Scalar, from_origin: bool = False) -> Tensor:
@@ -53,9 +117,9 @@ def mlr_logits(x: Tensor, p: Tensor, a: Tensor, c: Scalar, from_origin: bool = F
     if p.dim() != 2 or a.shape != p.shape:
         raise ValueError(f"p and a must both be [classes, d], got {tuple(p.shape)} and {tuple(a.shape)}")
     beta = alpha_of(p, c)
-    direction, norm = _direction(a)
-    kappa = 2 * dot(p, direction) / beta
-    w = direction + (c * kappa).to(p.dtype) * p
+    inverse, norm = _inverse_norm(a)
+    kappa = 2 * inverse * dot(p, a) / beta
+    w = (inverse.to(a.dtype) * a).add_((c * kappa).to(p.dtype) * p)
     return _logits(x, w, kappa, 2 * norm if from_origin else 2 * norm / beta, c)
 
 
@@ -72,8 +136,8 @@ def unidirectional_logits(x: Tensor, z: Tensor, r: Tensor, c: Scalar) -> Tensor:
     x, z = prepare(c, x, z)
     if z.dim() != 2 or r.shape != z.shape[:1]:
         raise ValueError(f"z must be [classes, d] and r [classes], got {tuple(z.shape)} and {tuple(r.shape)}")
-    direction, norm = _direction(z)
+    inverse, norm = _inverse_norm(z)
     r = r.double().unsqueeze(-1)
     sinh = 2 * r * sinhc((4 * c * r.square()).clamp(max=_LARGEST_OFFSET**2))  # sinh(2√c r)/√c
     cosh = (1 + c * sinh.square()).sqrt()
-    return _logits(x, cosh.to(z.dtype) * direction, sinh, 2 * norm, c)
+    return _logits(x, (cosh * inverse).to(z.dtype) * z, sinh, 2 * norm, c)

@@ -13,10 +13,23 @@ import math
 import torch
 from torch import Tensor
 
-from hypimg.geometry._rows import Scalar, alpha_of, asinhc, dot, length, prepare, safe_sqrt, sinhc, square_of, tanhc
-
-# A pair is near if ‖x − y‖² < this share of ‖x‖² + ‖y‖²: there ‖x‖² + ‖y‖² − 2⟨x, y⟩ has lost its digits.
-_NEAR = 0.2
+from hypimg.geometry._pairs import Pairs, differences, gram
+from hypimg.geometry._rows import (
+    ALMOST_ONE,
+    Scalar,
+    alpha_of,
+    arsinh,
+    asinhc,
+    dot,
+    gap,
+    length,
+    move,
+    prepare,
+    safe_sqrt,
+    sinhc,
+    square_of,
+    tanhc,
+)
 
 
 def _per_point(t: Scalar) -> Scalar:
@@ -48,14 +61,6 @@ def project(x: Tensor, c: Scalar, margin: float) -> Tensor:
     return scale.to(x.dtype) * x
 
 
-def _add(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, c: Scalar) -> Tensor:
-    """x ⊕ y as `mobius_add` has it, with α and β given."""
-    total = x + y
-    cs = c * square_of(total)
-    denominator = alpha * beta + cs
-    return (alpha / denominator).to(total.dtype) * total + (cs / denominator).to(total.dtype) * x
-
-
 def mobius_add(x: Tensor, y: Tensor, c: Scalar) -> Tensor:
     """Möbius sum, the addition of the ball seen as a gyrovector space; x + y at c = 0.
 
@@ -65,7 +70,9 @@ def mobius_add(x: Tensor, y: Tensor, c: Scalar) -> Tensor:
     x, y: [..., d], inside the ball.  Returns [..., d].  (−x) ⊕ x = 0 exactly.   Source: HIE, equation 6.
     """
     x, y = prepare(c, x, y)
-    return _add(x, y, alpha_of(x, c), alpha_of(y, c), c)
+    alpha, beta, cs = (t.to(x.dtype) for t in (alpha_of(x, c), alpha_of(y, c), c * gap(x, y, 1)))
+    denominator = alpha * beta + cs
+    return move(alpha / denominator, cs / denominator, x, y, 1)
 
 
 def expmap0(v: Tensor, c: Scalar, margin: float | None = None) -> Tensor:
@@ -78,13 +85,12 @@ def expmap0(v: Tensor, c: Scalar, margin: float | None = None) -> Tensor:
     the same pass: project(expmap0(v, c), c, margin).   Source: HIE, section 3.
     """
     (v,) = prepare(c, v)
+    limit, reach = (1.0, ALMOST_ONE) if margin is None else (1 - margin, math.atanh(1 - margin) ** 2)
     t = c * square_of(v)
-    scale = tanhc(t)
-    if margin is not None:
-        limit = 1 - margin
-        reach = math.atanh(limit) ** 2
-        scale = torch.where(t > reach, limit * t.clamp(min=reach).rsqrt(), scale)
-    return scale.to(v.dtype) * v
+    beyond = t > reach
+    # A vector of any length has a square in float64; in float32 only those within reach have.
+    far = limit * torch.where(beyond, t, 1.0).rsqrt().to(v.dtype)
+    return torch.where(beyond, far, tanhc(t.clamp(max=reach).to(v.dtype))) * v
 
 
 def logmap0(x: Tensor, c: Scalar) -> Tensor:
@@ -93,9 +99,9 @@ def logmap0(x: Tensor, c: Scalar) -> Tensor:
     x: [..., d], inside the ball.  Returns [..., d] with ‖v‖ = dist(0, x)/2.   Source: HIE, section 3.
     """
     (x,) = prepare(c, x)
-    square = square_of(x)
-    alpha = 1 - c * square
-    return (asinhc(c * square / alpha) * alpha.rsqrt()).to(x.dtype) * x
+    square = c * square_of(x, c)
+    inverse = (1 / (1 - square)).to(x.dtype)
+    return asinhc(square.to(x.dtype) * inverse) * inverse.sqrt() * x
 
 
 def expmap(x: Tensor, v: Tensor, c: Scalar) -> Tensor:
@@ -106,12 +112,21 @@ def expmap(x: Tensor, v: Tensor, c: Scalar) -> Tensor:
     x: [..., d], inside the ball.  v: [..., d], any norm.  Returns [..., d]; a long v may end on the sphere by rounding:
     see `project`.  A step shorter than the rounding of x is lost.   Source: HIE, equation 8.
     """
-    x, v = prepare(c, x, v)
+    x, v = torch.broadcast_tensors(*prepare(c, x, v))
     alpha = alpha_of(x, c)
     t = c * square_of(v) / alpha.square()
-    shrink = tanhc(t)
-    # 1 − c‖y‖² of y = f v is sech²(√t); from the rounded y it would be lost near the sphere.
-    return _add(x, (shrink / alpha).to(v.dtype) * v, alpha, 1 - t * shrink * shrink, c)
+    beyond, near = t > ALMOST_ONE, t.clamp(max=ALMOST_ONE).to(v.dtype)
+    sinh = sinhc(near)
+    cosh2 = 1 + near * sinh * sinh
+    shrink = torch.where(beyond, torch.where(beyond, t, 1.0).rsqrt().to(v.dtype), sinh * cosh2.rsqrt())
+    # x ⊕ f v as in `mobius_add`; there 1 − c‖f v‖² is 1/cosh²(√t), which near the sphere the rounded f v has lost.
+    alpha = alpha.to(x.dtype)
+    f: Tensor | None = shrink / alpha
+    if torch.compiler.is_compiling():  # which keeps f v or not as it sees fit
+        v, f = f * v, None
+    cs = (c * gap(x, v, 1, f)).to(x.dtype)
+    denominator = alpha / cosh2 + cs
+    return move(alpha / denominator, cs / denominator, x, v, 1, f)
 
 
 def logmap(x: Tensor, y: Tensor, c: Scalar) -> Tensor:
@@ -123,12 +138,10 @@ def logmap(x: Tensor, y: Tensor, c: Scalar) -> Tensor:
     x, y: [..., d], inside the ball.  Returns [..., d] with λ_x ‖v‖ = dist(x, y).   Source: HIE, equation 9.
     """
     x, y = prepare(c, x, y)
-    alpha, beta = alpha_of(x, c), alpha_of(y, c)
-    step = y - x
-    cs = c * square_of(step)
+    alpha, beta, cs = (t.to(x.dtype) for t in (alpha_of(x, c), alpha_of(y, c), c * gap(x, y)))
     u = cs / (alpha * beta)
     scale = asinhc(u) * (1 + u).rsqrt() / beta
-    return (scale * alpha).to(step.dtype) * step - (scale * cs).to(step.dtype) * x
+    return move(scale * alpha, -scale * cs, x, y, -1)
 
 
 def gyration(u: Tensor, v: Tensor, w: Tensor, c: Scalar) -> Tensor:
@@ -195,8 +208,8 @@ def dist(x: Tensor, y: Tensor, c: Scalar) -> Tensor:
     d_1(√c x, √c y).   Source: HIE, equation 7 (with the minus that one printing lacks).
     """
     x, y = prepare(c, x, y)
-    q = square_of(x - y) / (alpha_of(x, c) * alpha_of(y, c))
-    return length(q, c).squeeze(-1).to(x.dtype)
+    q = gap(x, y) / (alpha_of(x, c) * alpha_of(y, c))
+    return length(q, c, x.dtype).squeeze(-1)
 
 
 def dist0(x: Tensor, c: Scalar) -> Tensor:
@@ -205,8 +218,8 @@ def dist0(x: Tensor, c: Scalar) -> Tensor:
     x: [..., d], inside the ball.  Returns [...].  At x = 0 it is 0 with gradient 0.   Source: HIE, section 3.
     """
     (x,) = prepare(c, x)
-    square = square_of(x)
-    return length(square / (1 - c * square), c).squeeze(-1).to(x.dtype)
+    square = square_of(x, c)
+    return length(square / (1 - c * square), c, x.dtype).squeeze(-1)
 
 
 def cdist(x: Tensor, y: Tensor, c: Scalar, mode: str = "auto") -> Tensor:
@@ -225,35 +238,21 @@ def cdist(x: Tensor, y: Tensor, c: Scalar, mode: str = "auto") -> Tensor:
     x, y = prepare(c, x, y)
     if mode not in ("auto", "exact", "matmul"):
         raise ValueError(f"mode must be auto, exact or matmul, got {mode!r}")
-    if mode == "matmul" or (mode == "auto" and _all_far(x, y)):
-        return length(_gram(x, y, c).clamp(min=0), c)
-    euclidean = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    root_q = euclidean * alpha_of(x, c).rsqrt().to(x.dtype) * alpha_of(y, c).rsqrt().to(x.dtype).mT
-    return 2 * root_q * asinhc(c * root_q * root_q)
-
-
-def _gram(x: Tensor, y: Tensor, c: Scalar) -> Tensor:
-    """‖x_i − y_j‖²/(α_i β_j) as one matrix product, [..., n, m]."""
-    xx, yy = square_of(x), square_of(y)
-    one_x, one_y = torch.ones_like(xx), torch.ones_like(yy)
-    left = torch.cat([-2 * x, xx.to(x.dtype), one_x.to(x.dtype)], -1) * (1 / (1 - c * xx)).to(x.dtype)
-    right = torch.cat([y, one_y.to(y.dtype), yy.to(y.dtype)], -1) * (1 / (1 - c * yy)).to(y.dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        return left @ right.mT
-
-
-def _all_far(x: Tensor, y: Tensor) -> bool:
-    """Whether no pair is near; False where values cannot be looked at."""
-    if torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return False
-    x, y = x.detach(), y.detach()
-    xx, yy = square_of(x).to(x.dtype), square_of(y).to(y.dtype).mT
-    with torch.autocast(x.device.type, enabled=False):
-        inner = x @ y.mT
-    try:
-        return not bool((2 * inner > (1 - _NEAR) * (xx + yy)).any())
-    except RuntimeError:  # vmap refuses to show values
-        return False
+    if x.dim() < 2 or y.dim() < 2:
+        raise ValueError(f"x must be [..., n, d] and y [..., m, d], got {tuple(x.shape)} and {tuple(y.shape)}")
+    lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = x.expand(*lead, *x.shape[-2:]), y.expand(*lead, *y.shape[-2:])
+    a, b = ((1 / alpha_of(t, c)).to(x.dtype) for t in (x, y))
+    if not torch.compiler.is_compiling():
+        if x.is_cuda and mode == "auto" and torch.cuda.is_current_stream_capturing():
+            mode = "exact"
+        return Pairs.apply(x, y, a, b, c, mode)
+    if mode == "matmul":
+        xx, yy = (square_of(t, c).to(x.dtype) for t in (x, y))
+        root = safe_sqrt(gram(x, y, a, b, xx, yy))
+    else:
+        root = differences(x, y) * a.sqrt() * b.sqrt().mT
+    return 2 * arsinh(root, c)
 
 
 def geodesic(t: Scalar, x: Tensor, y: Tensor, c: Scalar) -> Tensor:
