@@ -15,7 +15,8 @@ ARGS ?=
 TABLE_ARGS = $(if $(BUDGET),budget=$(BUDGET)) $(if $(SEEDS),seeds=$(SEEDS)) jobs=$(JOBS) device=$(DEVICE) \
 	$(if $(ONLY),only='$(ONLY)') $(if $(FRESH),fresh=$(FRESH)) $(ARGS)
 
-.PHONY: help setup demo test test-all lint data reproduce-table3 reproduce-table3-curvature reproduce-fig1 reproduce-fig5 benchmark clean
+.PHONY: help setup demo test test-all lint data reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table3-curvature \
+	reproduce-fig1 reproduce-fig3 reproduce-fig5 benchmark clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-28s %s\n", $$1, $$2}'
@@ -45,6 +46,12 @@ lint: setup  ## ruff and mypy, as CI runs them
 data: setup  ## which data sets are found, what is missing, where to get it; fills the store
 	@$(RUN) scripts/prepare_data.py $(ARGS)
 
+reproduce-table1: setup  ## HIE Table 1: δ of the disk, the hemisphere, the sphere and a tree (a minute)
+	@$(RUN) scripts/reproduce.py hie_table1 $(TABLE_ARGS)
+
+reproduce-table2: setup  ## HIE Table 2: δ of image data sets in the features of pretrained encoders
+	@$(RUN) scripts/reproduce.py hie_table2 $(TABLE_ARGS)
+
 reproduce-table3: setup  ## HIE Table 3: d(x, 0) and p_max tell MNIST from Omniglot, with Figures 1 and 5
 	@$(RUN) scripts/reproduce.py hie_table3 $(TABLE_ARGS)
 
@@ -53,6 +60,9 @@ reproduce-table3-curvature: setup  ## how c was chosen for Table 3: validation a
 
 reproduce-fig1: setup  ## HIE Figure 1: MNIST and Omniglot in the disk, from Table 3's evaluations
 	@$(RUN) scripts/reproduce.py hie_table3 figures_only=hie_fig1 $(TABLE_ARGS)
+
+reproduce-fig3: setup  ## HIE Figure 3: geodesics, a Möbius sum, the mean and hyperplanes in the disk; needs no run
+	@$(RUN) scripts/reproduce.py hie_fig3 $(TABLE_ARGS)
 
 reproduce-fig5: setup  ## HIE Figure 5: the distributions behind Table 3, from its evaluations
 	@$(RUN) scripts/reproduce.py hie_table3 figures_only=hie_fig5 $(TABLE_ARGS)

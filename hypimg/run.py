@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import textwrap
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from hypimg.data.store import ImageStore
 from hypimg.errors import UserError
 from hypimg.evaluation.predictor import Predictor
 from hypimg.models.classifier import Classifier
+from hypimg.rundir import Evaluation
 from hypimg.training.checkpoint import FULL, Checkpoints, write_atomically
 from hypimg.training.loggers import MetricsFile, Progress, WandbLog, read_metrics, wandb_wanted
 from hypimg.training.preemption import StopRequest
@@ -81,14 +81,26 @@ def build_model(cfg: DictConfig, dataset: ImageDataset) -> Classifier:
 
 
 @dataclass
-class RunData:
-    """The data of a run for its evaluators: its own test images, and others opened under the same folders."""
+class OpenedData:
+    """The data sets that an evaluator opens under this machine's folders, and the device that it may use."""
 
-    store: ImageStore
     data_dir: Path
     store_dir: Path
     download: bool = False
+    device: str = "cpu"
     opened: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def open(self, dataset: ImageDataset) -> ImageStore:
+        store = dataset.open(self.data_dir, self.store_dir, self.download)
+        self.opened[dataset.name] = identity(store)
+        return store
+
+
+@dataclass
+class RunData(OpenedData):
+    """The data of a run for its evaluators: its own test images, and others opened under the same folders."""
+
+    store: ImageStore = field(kw_only=True)
 
     @property
     def indices(self) -> np.ndarray:
@@ -97,11 +109,6 @@ class RunData:
     @property
     def labels(self) -> np.ndarray:
         return self.store.column("label")[self.indices].astype(np.int64)
-
-    def open(self, dataset: ImageDataset) -> ImageStore:
-        store = dataset.open(self.data_dir, self.store_dir, self.download)
-        self.opened[dataset.name] = identity(store)
-        return store
 
 
 def identity(store: ImageStore) -> dict[str, Any]:
@@ -112,7 +119,8 @@ def identity(store: ImageStore) -> dict[str, Any]:
 def open_data(cfg: DictConfig) -> tuple[ImageDataset, RunData]:
     dataset = instantiate(cfg.dataset)
     data_dir, store_dir = Path(cfg.data_dir), Path(cfg.store_dir)
-    return dataset, RunData(dataset.open(data_dir, store_dir, cfg.download), data_dir, store_dir, cfg.download)
+    store = dataset.open(data_dir, store_dir, cfg.download)
+    return dataset, RunData(data_dir, store_dir, cfg.download, store=store)
 
 
 def checkpoints_of(directory: Path, cfg: DictConfig, data_digest: str) -> Checkpoints:
@@ -156,25 +164,15 @@ def _data_seen(directory: Path) -> str | None:
 
 
 def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset, data: RunData) -> dict[str, Any]:
-    device = pick_device(cfg.device)
-    threads = cfg.threads or os.cpu_count() or 1
-    torch.set_num_threads(threads)
+    data.device, threads = pick_device(cfg.device), use_threads(cfg)
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(run_config(cfg), resolve=True).encode())
-    env = rundir.environment(device, threads, identity(data.store))
+    env = rundir.environment(data.device, threads, identity(data.store))
     rundir.write_json(directory / "environment.json", env)
 
-    machine = Machine(device, cfg.compile, cfg.deterministic, cfg.checkpoint_seconds)
+    machine = Machine(data.device, cfg.compile, cfg.deterministic, cfg.checkpoint_seconds)
     trainer = instantiate(cfg.trainer, seed=cfg.seed, machine=machine)
-    model = build_model(cfg, dataset).to(device)
-    train = data.store.indices("train")
-    val = np.zeros(0, dtype=np.int64)
-    if trainer.val_fraction > 0:
-        labels = data.store.column("label")[train]
-        kept, held_out = split_off(labels, trainer.val_fraction, generator(cfg.seed, "validation split"))
-        train, val = train[kept], train[held_out]
-        if not len(val):
-            raise UserError("trainer.val_fraction", trainer.val_fraction, "holds out no image; take a larger share")
-    resident = [ResidentImages(data.store, part, dataset.mean, dataset.std, device) for part in (train, val)]
+    model = build_model(cfg, dataset).to(data.device)
+    train, val = _train_and_val(cfg, dataset, data, trainer.val_fraction)
     checkpoints = checkpoints_of(directory, cfg, data.store.digest)
     metrics_file = MetricsFile(directory / "metrics.csv")
     tracker = None
@@ -185,8 +183,8 @@ def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset,
         with StopRequest() as stop:
             best = trainer.fit(
                 model=model,
-                train=resident[0],
-                val=resident[1] if len(val) else None,
+                train=train,
+                val=val,
                 objective=instantiate(cfg.objective),
                 make_optimizer=lambda parameters: instantiate(cfg.optimizer, parameters),
                 make_scheduler=lambda optimizer: instantiate(cfg.scheduler, optimizer),
@@ -195,38 +193,70 @@ def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset,
                 make_progress=lambda epochs, steps, done: Progress(title, epochs, steps, done),
                 stop=stop,
             )
-        rows = read_metrics(metrics_file.path)
-        chosen = next((row for row in rows if row["epoch"] == best["epoch"]), {})
-        metrics = {name: value for name, value in chosen.items() if name.startswith("val/")}
-        predictor = _predictor(cfg, dataset, data.store.classes, checkpoints, trainer.select, device)
-        pictures = []
-        for name, node in (cfg.get("evaluator") or {}).items():
-            evaluation = _evaluate([predictor], [directory], node, data)
-            metrics |= {f"{name}/{metric}": value for metric, value in evaluation.metrics.items()}
-            pictures += _draw(evaluation, directory)
-        summary = {
-            "name": cfg.name,
-            "key": config.run_key(cfg),
-            "seed": cfg.seed,
-            "result_version": config.RESULT_VERSION,
-            "metrics": metrics,
-            "epochs": len(rows),
-            "selected_epoch": best["epoch"],
-            "seconds": round(sum(row["seconds"] for row in rows), 1),
-            "data": identity(data.store),
-            "classes": data.store.classes,
-            "device": env["device"],
-            "threads": threads,
-            "commit": env["commit"],
-            "pictures": [str(path.relative_to(directory)) for path in pictures],
-        }
+        predictor = _predictor(cfg, dataset, data.store.classes, checkpoints, trainer.select, data.device)
+        summary = _summary(cfg, directory, predictor, data, best["epoch"], env)
         if tracker:
-            tracker.summary(metrics, [path for path in pictures if path.suffix == ".png"])
+            pictures = [directory / path for path in summary["pictures"] if path.endswith(".png")]
+            tracker.summary(summary["metrics"], pictures)
         rundir.write_json(directory / "summary.json", summary)
     finally:
         if tracker:
             tracker.close()
     return summary
+
+
+def use_threads(cfg: DictConfig) -> int:
+    """Give torch the threads that the config names, or all cores; how many."""
+    threads = cfg.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _train_and_val(
+    cfg: DictConfig, dataset: ImageDataset, data: RunData, val_fraction: float
+) -> tuple[ResidentImages, ResidentImages | None]:
+    """The training images on the device, and those held out of them to choose a model by; None: none are."""
+    train = data.store.indices("train")
+    val = None
+    if val_fraction > 0:
+        labels = data.store.column("label")[train]
+        kept, held_out = split_off(labels, val_fraction, generator(cfg.seed, "validation split"))
+        if not len(held_out):
+            raise UserError("trainer.val_fraction", val_fraction, "holds out no image; take a larger share")
+        train, val = train[kept], train[held_out]
+    mean, std = dataset.mean, dataset.std
+    resident = ResidentImages(data.store, train, mean, std, data.device)
+    return resident, None if val is None else ResidentImages(data.store, val, mean, std, data.device)
+
+
+def _summary(
+    cfg: DictConfig, directory: Path, predictor: Predictor, data: RunData, epoch: int, env: dict[str, Any]
+) -> dict[str, Any]:
+    """What summary.json says of a trained run: the epoch chosen, its evaluators' metrics, and their pictures drawn."""
+    rows = read_metrics(directory / "metrics.csv")
+    chosen = next((row for row in rows if row["epoch"] == epoch), {})
+    metrics = {name: value for name, value in chosen.items() if name.startswith("val/")}
+    pictures = []
+    for name, node in (cfg.get("evaluator") or {}).items():
+        evaluation = _evaluate([predictor], [directory], node, data)
+        metrics |= {f"{name}/{metric}": value for metric, value in evaluation.metrics.items()}
+        pictures += _draw(evaluation, directory)
+    return {
+        "name": cfg.name,
+        "key": config.run_key(cfg),
+        "seed": cfg.seed,
+        "result_version": config.RESULT_VERSION,
+        "metrics": metrics,
+        "epochs": len(rows),
+        "selected_epoch": epoch,
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "data": identity(data.store),
+        "classes": data.store.classes,
+        "device": env["device"],
+        "threads": env["threads"],
+        "commit": env["commit"],
+        "pictures": [str(path.relative_to(directory)) for path in pictures],
+    }
 
 
 def run_config(cfg: DictConfig) -> DictConfig:
@@ -261,16 +291,6 @@ def _draw(evaluation: Evaluation, directory: Path) -> list[Path]:
             raise
         remedy = f"cannot be written ({error.strerror}); make room and run the same command again, nothing is lost"
         raise UserError("file", directory / "figures", remedy) from error
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """metrics: flat names → numbers.  scores: the .npz that figures draw from.  data: what it saw, per data set."""
-
-    key: str
-    metrics: dict[str, float]
-    scores: Path
-    data: dict[str, dict[str, Any]]
 
 
 def load(run_dir: str | Path, device: str = "cpu") -> Predictor:
@@ -317,46 +337,45 @@ def evaluate(
     folder, stores = Path(data_dir or defaults.data_dir), Path(store_dir or defaults.store_dir)
     where = pick_device(device)
     cfg = runs[0][0]
-    data = RunData(instantiate(cfg.dataset).open(folder, stores), folder, stores)
+    data = RunData(folder, stores, device=where, store=instantiate(cfg.dataset).open(folder, stores))
     predictors = [_load(c, s, Path(d), where) for (c, s), d in zip(runs, run_dirs, strict=True)]
     return _evaluate(predictors, [Path(d) for d in run_dirs], evaluator, data)
 
 
+def evaluate_alone(
+    evaluator: DictConfig, machine: DictConfig, folder: Path | None = None, fresh: bool = False
+) -> Evaluation:
+    """What an evaluator finds without any run, from its options and its seed; what an equal one stored before.
+
+    machine: a config with data_dir, store_dir, runs_dir, download, device and threads.  The result is kept under
+    `folder`, by default <runs_dir>/evaluations, as <key>.json and .npz, key over (evaluator, data, RESULT_VERSION).
+    fresh: make it again.  The evaluator is called with no predictor, and with data that can only `open`.
+    """
+    device, threads = pick_device(machine.device), use_threads(machine)
+    data = OpenedData(Path(machine.data_dir), Path(machine.store_dir), machine.download, device)
+    built = instantiate(evaluator)
+    _open_parts(evaluator, data)
+    fields = {"evaluator": OmegaConf.to_container(evaluator, resolve=True), "result_version": config.RESULT_VERSION}
+    env = rundir.environment(device, threads, {})
+    made = {name: env[name] for name in ("commit", "device", "threads")}
+    folder = folder or Path(machine.runs_dir) / "evaluations"
+    return rundir.evaluation(folder, fields, data.opened, lambda: built([], data), made, fresh)
+
+
 def _evaluate(predictors: list[Predictor], run_dirs: list[Path], node: DictConfig, data: RunData) -> Evaluation:
     built = instantiate(node)
+    _open_parts(node, data)
+    names = [directory.name for directory in run_dirs]
+    fields = {"runs": names, "evaluator": OmegaConf.to_container(node, resolve=True)}
+    seen = {"own": identity(data.store), **data.opened}
+    return rundir.evaluation(run_dirs[0] / "evaluations", fields, seen, lambda: built(predictors, data))
+
+
+def _open_parts(node: DictConfig, data: OpenedData) -> None:
+    """Open the data sets that an evaluator's config names, so that their digests are known before it is called."""
     for _, part in config.targets(node):
         if str(part["_target_"]).startswith("hypimg.data.datasets."):
             data.open(instantiate(part))
-    seen = {"own": identity(data.store), **data.opened}
-    names = [directory.name for directory in run_dirs]
-    digests = {name: entry["digest"] for name, entry in seen.items()}
-    fields = {"runs": names, "evaluator": OmegaConf.to_container(node, resolve=True), "data": digests}
-    key = config.digest(fields)
-    folder = run_dirs[0] / "evaluations"
-    record, scores = folder / f"{key}.json", folder / f"{key}.npz"
-    if record.is_file() and scores.is_file():
-        try:
-            with np.load(scores) as arrays:
-                assert all(arrays[name] is not None for name in arrays.files)
-            return Evaluation(key, json.loads(record.read_text())["metrics"], scores, seen)
-        except Exception:  # a damaged evaluation is made again
-            log.warning("%s is damaged; evaluating again", record)
-    started = time.monotonic()
-    metrics, arrays = built(predictors, data)
-    write_npz(scores, arrays)
-    rundir.write_json(
-        record,
-        {**fields, "key": key, "data": seen, "metrics": metrics, "seconds": round(time.monotonic() - started, 2)},
-    )
-    return Evaluation(key, metrics, scores, seen)
-
-
-def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    import io
-
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, content.getvalue())
 
 
 def report(cfg: DictConfig, summary: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder: who holds it, what it was made on, and whether it is finished."""
+"""A run's folder: who holds it, what it was made on, whether it is finished, and the evaluations it keeps."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import contextlib
 import datetime
 import fcntl
 import importlib.metadata
+import io
 import json
+import logging
 import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hypimg import config
 from hypimg.errors import UserError
 from hypimg.training.checkpoint import remove_stale_temporaries, write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+
+log = logging.getLogger(__name__)
 
 PACKAGES = (
     "hypimg",
@@ -123,3 +133,55 @@ def commit() -> str | None:
     if head.returncode != 0:
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics: flat names → numbers.  scores: the .npz that figures draw from.  data: what it saw, per data set.
+
+    record: all that stands beside them in <key>.json.
+    """
+
+    key: str
+    metrics: dict[str, float]
+    scores: Path
+    data: dict[str, dict[str, Any]]
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def evaluation(
+    folder: Path,
+    fields: dict[str, Any],
+    seen: dict[str, dict[str, Any]],
+    make: Callable[[], tuple[dict[str, float], dict[str, np.ndarray]]],
+    made: dict[str, Any] | None = None,
+    fresh: bool = False,
+) -> Evaluation:
+    """The evaluation that `folder` keeps under the key of (fields, digests of `seen`), else a new one that it keeps.
+
+    seen: data set → identity; `make` may add to it, but then nothing can tell whether that is still the same: an
+    evaluation that opened more than its key says is made again each time.  made: what the record says beside.
+    """
+    import numpy as np
+
+    digests = {name: entry["digest"] for name, entry in seen.items()}
+    key = config.digest({**fields, "data": digests})
+    path, scores = folder / f"{key}.json", folder / f"{key}.npz"
+    if path.is_file() and scores.is_file() and not fresh:
+        try:
+            with np.load(scores) as arrays:
+                assert all(arrays[name] is not None for name in arrays.files)
+            record = json.loads(path.read_text())
+            if record["data"].keys() == digests.keys():
+                return Evaluation(key, record["metrics"], scores, seen, record)
+        except Exception:  # a damaged evaluation is made again
+            log.warning("%s is damaged; evaluating again", path)
+    started = time.monotonic()
+    metrics, arrays = make()
+    seconds = round(time.monotonic() - started, 2)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    write_atomically(scores, content.getvalue())
+    record = {**fields, "key": key, "data": seen, "metrics": metrics, "seconds": seconds, **(made or {})}
+    write_json(path, record)
+    return Evaluation(key, metrics, scores, seen, record)

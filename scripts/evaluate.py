@@ -83,9 +83,9 @@ def evaluate(options: dict[str, str], settings: list[str]) -> None:
 def predict(folder: Path, images: Path, out: str | None, device: str) -> None:
     """CSV with one line per image: file, class, probability, distance to the origin."""
     from hypimg import run
-    from hypimg.data.preprocess import list_images
+    from hypimg.data.folder import image_files
 
-    rows, failed = run.load(folder, device).predict_files(list_images(images))
+    rows, failed = run.load(folder, device).predict_files(image_files(images))
     for path, reason in failed:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     if not rows:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from omegaconf import OmegaConf
 
 import hypimg
 from hypimg import config, launch, run
+from hypimg.data.datasets.digits import Digits
 from hypimg.errors import UserError
 
 Train = Callable[..., subprocess.Popen[str]]
@@ -363,6 +365,74 @@ def test_an_evaluation_is_stored_once_and_read_again(quick: list[str], store_dir
     monkeypatch.setattr("hypimg.evaluation.ood.OutOfDistribution.__call__", None)
     again = run.evaluate([folder], node, "data", store_dir)
     assert (again.key, again.metrics) == (first.key, first.metrics)
+
+
+class Unnamed(Digits):
+    """A data set that no config names."""
+
+    name = "unnamed"
+
+
+class CountDigits:
+    """An evaluator without runs: the number of images, and its seed; how often one was asked."""
+
+    asked = 0
+
+    def __init__(self, dataset, seed: int, opens_another: bool = False):
+        self.dataset = Unnamed(mean=[0.3], std=[0.4]) if opens_another else dataset
+        self.seed = seed
+
+    def __call__(self, predictors, data):
+        CountDigits.asked += 1
+        assert predictors == [] and data.device == "cpu"
+        store = data.open(self.dataset)
+        return {"count": float(len(store.images) + self.seed)}, {"labels": store.column("label")}
+
+
+@pytest.fixture
+def alone(quick: list[str], tmp_path: Path, monkeypatch):
+    """Ask `CountDigits` as a table does; the words change its options or the machine."""
+    module = ModuleType("hypimg.evaluation.count_digits")
+    module.CountDigits = CountDigits  # type: ignore[attr-defined]
+    monkeypatch.setattr(CountDigits, "__module__", module.__name__)
+    monkeypatch.setattr(CountDigits, "asked", 0)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    machine = config.compose([*quick, "device=cpu"])
+
+    def ask(seed: int = 0, fresh: bool = False, **options):
+        node = {"_target_": f"{module.__name__}.CountDigits", "dataset": config.compose_group("dataset", "digits")}
+        return run.evaluate_alone(OmegaConf.create({**node, "seed": seed, **options}), machine, fresh=fresh)
+
+    return ask
+
+
+def test_an_evaluator_without_runs_is_asked_once_per_seed_and_says_what_it_saw(alone, tmp_path: Path) -> None:
+    first, again, other = alone(), alone(), alone(seed=1)
+    assert (first.metrics, other.metrics) == ({"count": 1797.0}, {"count": 1798.0})
+    assert (again.key, again.metrics, again.record) == (first.key, first.metrics, first.record)
+    assert CountDigits.asked == 2 and first.key != other.key
+    assert first.scores == tmp_path / "runs" / "evaluations" / f"{first.key}.npz" and first.scores.is_file()
+    assert first.data["digits"]["official"] and first.record["data"] == first.data
+    assert {"commit", "device", "threads", "seconds", "result_version"} < first.record.keys()
+    assert alone(fresh=True).key == first.key and CountDigits.asked == 3
+
+
+def test_the_key_of_an_evaluator_without_runs_moves_with_its_data_and_the_version(alone, monkeypatch) -> None:
+    keys = {alone().key}
+    blurred = config.compose_group("dataset", "digits")
+    blurred.blur = 1.0
+    keys.add(alone(dataset=blurred).key)
+    monkeypatch.setattr(config, "RESULT_VERSION", config.RESULT_VERSION + 1)
+    keys.add(alone().key)
+    monkeypatch.setattr(run, "identity", lambda store: {"name": store.name, "digest": "other bytes"})
+    keys.add(alone().key)
+    assert len(keys) == 4
+
+
+def test_data_that_the_config_of_an_evaluator_does_not_name_are_looked_at_again(alone) -> None:
+    first, second = alone(opens_another=True), alone(opens_another=True)
+    assert CountDigits.asked == 2
+    assert first.data.keys() == second.data.keys() == {"digits", "unnamed"}
 
 
 def test_a_full_disk_while_the_summary_is_written_leaves_the_run_unfinished(

@@ -6,10 +6,11 @@ import io
 import lzma
 import pickle
 import re
+import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def open_zip(path: Path, max_members: int = MAX_MEMBERS, max_unpacked: int = MAX
                 limits = f"more than {max_members} files or {max_unpacked >> 20} MiB unpacked"
                 raise UserError("file", path, f"refused: {limits} ({len(members)} files, {unpacked >> 20} MiB)")
             for member in members:
-                if _leaves_folder(member.filename):
+                if leaves_folder(member.filename):
                     raise UserError("file", path, f"refused: its member {member.filename!r} leaves the folder")
                 if member.flag_bits & 1:
                     raise UserError("file", path, f"refused: its member {member.filename!r} is encrypted")
@@ -62,9 +63,40 @@ def open_zip(path: Path, max_members: int = MAX_MEMBERS, max_unpacked: int = MAX
         raise UserError("file", path, f"cannot be read ({error.strerror or error})") from error
 
 
-def _leaves_folder(name: str) -> bool:
+def leaves_folder(name: str) -> bool:
+    """Whether a path that a stranger wrote (in an archive, in a list) points outside the folder it is relative to."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or bool(re.match(r"[A-Za-z]:", name)) or "\0" in name
+
+
+def read_tar(
+    path: Path, wanted: Container[str], max_members: int = MAX_MEMBERS, max_unpacked: int = MAX_UNPACKED
+) -> Iterator[tuple[str, bytes]]:
+    """The name and bytes of each member of a tar file (compressed or not) that is `wanted`, in the archive's order.
+
+    Nothing is unpacked to disk. Raises UserError naming the file where it is damaged or cut short, or where any member
+    on the way leaves the folder, is a link or a device, or goes beyond the limits.
+    """
+    unpacked = 0
+    try:
+        with tarfile.open(path) as archive:
+            for count, member in enumerate(archive, start=1):
+                unpacked += member.size
+                if count > max_members or unpacked > max_unpacked:
+                    limits = f"more than {max_members} files or {max_unpacked >> 20} MiB unpacked"
+                    raise UserError("file", path, f"refused: {limits}")
+                if leaves_folder(member.name):
+                    raise UserError("file", path, f"refused: its member {member.name!r} leaves the folder")
+                if not (member.isfile() or member.isdir()):
+                    raise UserError("file", path, f"refused: its member {member.name!r} is a link or a device")
+                name = str(PurePosixPath(member.name))  # without a leading ./
+                handle = archive.extractfile(member) if name in wanted else None
+                if handle is not None:
+                    yield name, handle.read()
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
+        raise UserError("file", path, f"damaged or cut short ({error}); fetch it again") from error
+    except OSError as error:
+        raise UserError("file", path, f"cannot be read ({error.strerror or error})") from error
 
 
 def read_npz(path: Path, max_unpacked: int = MAX_UNPACKED) -> dict[str, np.ndarray]:
@@ -106,13 +138,14 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, content: bytes | None = None) -> Any:
     """A pickle of plain containers, strings, numbers and numpy arrays; anything else is refused before it runs.
 
+    content: the pickle's bytes where it lies in an archive; `path` then only names it in errors.
     Byte strings of Python 2 (the CIFAR batches) come as bytes. Raises UserError naming the file.
     """
     try:
-        with open(path, "rb") as handle:
+        with open(path, "rb") if content is None else io.BytesIO(content) as handle:
             return _ArraysOnly(handle, encoding="bytes").load()
     except pickle.UnpicklingError as error:
         raise UserError("file", path, f"refused: not a pickle of plain arrays ({error})") from error
@@ -120,3 +153,16 @@ def read_pickle(path: Path) -> Any:
         raise UserError("file", path, f"cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise UserError("file", path, f"damaged pickle ({type(error).__name__}: {error}); fetch it again") from error
+
+
+def read_pickled_dict(path: Path, content: bytes | None = None) -> dict[str, Any]:
+    """A pickled dictionary, read by `read_pickle`, with its keys as text: Python 2 wrote them as bytes."""
+    values = read_pickle(path, content)
+    if not isinstance(values, dict):
+        raise UserError("file", path, f"holds a {type(values).__name__}, not a dictionary; fetch it again")
+    return {text(key): value for key, value in values.items()}
+
+
+def text(value: object) -> str:
+    """A string of Python 2 or 3."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

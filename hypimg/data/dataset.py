@@ -23,7 +23,8 @@ class Found:
     """One form of a data set on disk.
 
     form: in words, as runs record it and tables print it.
-    official: whether it holds the authors' pixels, unchanged; None where only decoding can tell (the store knows).
+    official: whether it is known to hold the authors' pixels, unchanged; None where only decoding can tell (then the
+        store knows).
     digest: SHA-256 over the source, the decoder's parameters and its version: the name of what `open` returns.
     counts: images per split.
     """
@@ -42,6 +43,7 @@ class ImageDataset(ABC):
     (`_locate`) and decodes it (`_decode`). `open` is all that training and evaluation use.
 
     mean, std: of pixel values in [0, 1], one per channel.
+    image_shape: C, H, W of what a model takes; where the stored originals vary in size, they are cut to it later.
     """
 
     name: str
@@ -74,6 +76,11 @@ class ImageDataset(ABC):
         """The parameters that change decoded pixels; part of the digest."""
         return {}
 
+    @property
+    def or_download(self) -> str:
+        """What ends the advice on how to get a data set: nothing where it cannot be fetched for the user."""
+        return "" if type(self)._download is ImageDataset._download else ", or pass download=true"
+
     def find(self, data_dir: Path) -> Found | None:
         """The form of this data set under data_dir; None if there is none.
 
@@ -103,7 +110,7 @@ class ImageDataset(ABC):
             self.download(data_dir)
             found = self.find(data_dir)
         if found is None:
-            remedy = f"not found under {data_dir}; {self.where} there, or pass download=true"
+            remedy = f"not found under {data_dir}; {self.where} there{self.or_download}"
             raise UserError("dataset", self.name, remedy)
         source = found
         return open_or_fill(store_dir, self.name, found.digest, lambda: self._decode(source))
@@ -155,3 +162,25 @@ def sha256_of_file(path: Path) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise UserError("file", path, f"cannot be read ({error.strerror})") from error
+
+
+def digest_of_tree(folder: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over the path and the size of each file, in their order.
+
+    Sizes stand for bytes: a tree of gigabytes is looked at again with every run, and another encoding of tens of
+    thousands of photographs does not keep all their sizes. Raises UserError naming a file that is missing.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
+        except OSError as error:
+            raise UserError("file", file, f"cannot be read ({error.strerror}); unpack or fetch it again") from error
+    return digest.hexdigest()
+
+
+def square(thing: str, size: int) -> tuple[int, int, int]:
+    """(3, size, size). Raises UserError where size is not a whole number of pixels."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise UserError(thing, size, "must be a whole number of pixels >= 1")
+    return 3, size, size

@@ -35,7 +35,7 @@ def inspect(dataset: ImageDataset, data_dir: Path, store_dir: Path, fill: bool =
     try:
         found = dataset.find(data_dir)
         if found is None and not download:
-            return State(dataset.name, "missing", note=f"{dataset.where} under {data_dir}, or pass download=true")
+            return State(dataset.name, "missing", note=f"{dataset.where} under {data_dir}{dataset.or_download}")
         store: ImageStore | None
         if fill or found is None:
             store = dataset.open(data_dir, store_dir, download)
@@ -47,7 +47,11 @@ def inspect(dataset: ImageDataset, data_dir: Path, store_dir: Path, fill: bool =
         return State(dataset.name, "error", note=str(error))
     images = ", ".join(f"{split} {count:,}" for split, count in found.counts.items())
     official = found.official if store is None else store.official
-    says = {True: "yes", False: "no: other bytes than the authors'", None: "not checked yet (fill=true does)"}[official]
+    says = {
+        True: "yes",
+        False: "no: not, or not provably, the authors' bytes",
+        None: "not checked yet (fill=true does)",
+    }[official]
     form = found.form if store is None else store.form
     state, note = ("found", "fill=true decodes it") if store is None else ("ready", str(store.path))
     return State(dataset.name, state, form, images, found.digest[:NAME_DIGITS], says, note)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hypimg.data.archives import decode_image
+from hypimg.data.folder import open_upright
 from hypimg.errors import UserError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-# of the formats that archives.decode_image reads
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 INVERT = ("auto", "yes", "no")
 
 
@@ -59,32 +53,13 @@ def split_off(
     return np.flatnonzero(~held_out).astype(np.int64), np.flatnonzero(held_out).astype(np.int64)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, by their endings, sorted; hidden ones are left out.
-
-    Raises UserError where the folder is missing or holds none.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError("images", folder, "no such folder; pass a folder of images")
-    visible = (
-        path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    images = sorted(path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not images:
-        raise UserError("images", folder, f"holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return images
-
-
 def read_images(
     paths: Iterable[Path], image_shape: tuple[int, int, int], invert: str = "auto"
 ) -> tuple[Tensor, list[Path], list[tuple[Path, str]]]:
     """Image files of any kind as a model's input: (uint8 [N, C, H, W], the paths read, [(path, why it was skipped)]).
 
-    Every mode is read: 16-bit values by their range 0 ... 65535, floats by the image's own minimum and maximum; CMYK
-    and palettes are converted; what is transparent lies on white, as on a page; EXIF turns are applied; of several
-    frames the first counts. Colour becomes grey (ITU-R 601 luma) where C is 1. Then the image is resized to H × W by
-    Pillow's bilinear filter with antialiasing; its proportions are not kept.
+    Every mode is read as `folder.open_upright` does. Colour becomes grey (ITU-R 601 luma) where C is 1. Then the image
+    is resized to H × W by Pillow's bilinear filter with antialiasing; its proportions are not kept.
 
     invert: `no`; `yes`: 255 − value; `auto`: `yes` where the model is grey (C = 1; taken to know white ink on black,
         as in MNIST) and the border of the image is lighter than mid-grey, else `no`.
@@ -113,36 +88,11 @@ def _read_image(path: Path, image_shape: tuple[int, int, int], invert: str) -> n
     from PIL import Image, ImageOps
 
     channels, height, width = image_shape
-    try:
-        if path.stat().st_size == 0:
-            raise ValueError("empty file")
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from error
-    image = decode_image(path)
-    try:
-        image = _to_eight_bits(ImageOps.exif_transpose(image))
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("L" if channels == 1 else "RGB")
-    except Exception as error:  # a damaged file may raise anything
-        raise ValueError(f"damaged image ({type(error).__name__}: {error})") from error
+    image = open_upright(path, "L" if channels == 1 else "RGB")
     if invert == "yes" or (invert == "auto" and channels == 1 and _border_is_light(np.asarray(image))):
         image = ImageOps.invert(image)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion cuts everything above 255 off.
-    from PIL import Image
-
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, np.float64))
-        low, high = values.min(), values.max()
-        return Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8))
-    if image.mode.startswith("I"):
-        return Image.fromarray(np.rint(np.clip(np.asarray(image, np.float64), 0, 65535) / 257).astype(np.uint8))
-    return image
 
 
 def _border_is_light(grey: np.ndarray) -> bool:

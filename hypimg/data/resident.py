@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hypimg.data.store import ImageStore
+from hypimg.errors import UserError
 
 
 class ResidentImages:
@@ -25,6 +26,8 @@ class ResidentImages:
         std: Sequence[float],
         device: str | torch.device = "cpu",
     ):
+        if store.ragged:
+            raise UserError("dataset", store.name, "its images differ in size, and training takes images of one size")
         self.images = torch.from_numpy(np.ascontiguousarray(store.images[indices])).to(device)
         self.labels = torch.from_numpy(store.column("label")[indices].astype(np.int64)).to(device)
         self._scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().to(device)

@@ -22,6 +22,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ import numpy.typing as npt
 from hypimg.errors import UserError
 
 STORE_VERSION = 1  # of the layout above; a store of another version is written anew
+PROGRESS_SECONDS = 5.0
 NAME_DIGITS = 12  # of the digest in the folder's name; meta.json holds all 64
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ class DamagedStore(Exception):
 class ImageStore:
     """Decoded images with their columns, read from disk as they are touched.
 
-    images: uint8 memory map [N, H, W, C] (a data set of one image size); `image(i)` works for every data set.
+    images: uint8 memory map [N, H, W, C], where all images have one size; `image(i)` works for every data set.
     """
 
     def __init__(self, path: Path, digest: str | None = None):
@@ -79,6 +81,7 @@ class ImageStore:
             self.official: bool = self.meta["official"]
             self.digest: str = self.meta["digest"]
             self._files = {name: self._map(name, **entry) for name, entry in self.meta["files"].items()}
+            self._images = self._of_one_size()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if not path.exists():
                 raise FileNotFoundError(path) from error
@@ -95,6 +98,15 @@ class ImageStore:
             raise DamagedStore(f"{name} is {array.dtype.str} {list(array.shape)}, not {dtype} {shape}")
         return array
 
+    def _of_one_size(self) -> np.ndarray | None:
+        if "images.npy" in self._files:
+            return self._files["images.npy"]
+        shapes = self._files["shapes.npy"]
+        if len(shapes) == 0 or (shapes != shapes[0]).any():
+            return None
+        images: np.ndarray = self._files["pixels.bin"].reshape(len(shapes), *shapes[0])
+        return images
+
     def __len__(self) -> int:
         return int(self.meta["count"])
 
@@ -104,19 +116,20 @@ class ImageStore:
     @property
     def ragged(self) -> bool:
         """Whether the images differ in size."""
-        return "pixels.bin" in self._files
+        return self._images is None
 
     @property
     def images(self) -> np.ndarray:
         """uint8 [N, H, W, C]; ValueError where sizes vary."""
-        if self.ragged:
+        if self._images is None:
             raise ValueError(f"the images of {self.name} differ in size: read them one by one with image(i)")
-        return self._files["images.npy"]
+        return self._images
 
     def image(self, index: int) -> np.ndarray:
-        """One image, uint8 [H, W, C], a view of the map."""
-        if not self.ragged:
-            return self.images[index]
+        """One image, uint8 [H, W, C], a view of the map. Negative indices count from the end, as in a list."""
+        if self._images is not None:
+            return self._images[index]
+        index = range(len(self))[index]
         start, stop = self._files["offsets.npy"][index : index + 2]
         pixels: np.ndarray = self._files["pixels.bin"][start:stop].reshape(self._files["shapes.npy"][index])
         return pixels
@@ -219,7 +232,8 @@ def _write(folder: Path, name: str, digest: str, decoded: Decoded) -> None:
         count = len(decoded.images)
         files["images.npy"] = _write_array(folder / "images.npy", decoded.images)
     else:
-        count = _write_ragged(folder, decoded.images, files)
+        total = len(decoded.columns["label"])
+        count = _write_ragged(folder, _announced(decoded.images, total, name), files)
     for column, values in decoded.columns.items():
         if values.shape != (count,):
             raise ValueError(f"column {column!r} must be [{count}], got {list(values.shape)}")
@@ -240,6 +254,16 @@ def _write(folder: Path, name: str, digest: str, decoded: Decoded) -> None:
     }
     _write_bytes(folder / "meta.json", [json.dumps(meta, indent=1).encode()])
     _sync_folder(folder)
+
+
+def _announced(images: Iterable[np.ndarray], total: int, name: str) -> Iterator[np.ndarray]:
+    """The same images, with a line in the log now and then: tens of thousands take minutes."""
+    last = time.monotonic()
+    for count, image in enumerate(images):
+        if time.monotonic() - last >= PROGRESS_SECONDS:
+            last = time.monotonic()
+            log.info("decoding %s: %s of %s images", name, f"{count:,}", f"{total:,}")
+        yield image
 
 
 def _write_ragged(folder: Path, images: Iterable[np.ndarray], files: dict[str, dict[str, Any]]) -> int:

@@ -6,7 +6,9 @@ called as
     metrics, arrays = evaluator(predictors, data)
 
 `metrics` maps flat names ([A-Za-z0-9_./-]+) to floats; `arrays` is stored beside them as one .npz, from which figures
-draw without a model. An evaluator trains nothing, draws no random number and writes no file.
+draw without a model. An evaluator trains nothing and writes no result; one of runs draws no random number. One without
+runs (a manifest's `runs: []`) takes the option `seed`, is called with [] and with data that it can only `open`, and
+names its data sets in its config.
 """
 
 from __future__ import annotations

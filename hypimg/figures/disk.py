@@ -74,12 +74,17 @@ def draw_embedding(
 
 def draw_disk(ax: Axes, c: float) -> None:
     """The boundary circle of radius 1/√c on equal axes, with c beside it and nothing else."""
+    draw_boundary(ax, c, reach=1.13)
+    ax.text(-1.1 * c**-0.5, -1.1 * c**-0.5, f"$c = {c:g}$", ha="left", va="bottom", color=INK)
+
+
+def draw_boundary(ax: Axes, c: float, reach: float) -> None:
+    """The circle of radius 1/√c alone, on equal axes that reach this many radii from its centre."""
     from matplotlib.patches import Circle
 
-    radius = c**-0.5
-    ax.add_patch(Circle((0, 0), radius, edgecolor=INK, linewidth=0.9, zorder=2, fill=False))
-    ax.set(xlim=(-1.13 * radius, 1.13 * radius), ylim=(-1.13 * radius, 1.13 * radius), aspect="equal")
-    ax.text(-1.1 * radius, -1.1 * radius, f"$c = {c:g}$", ha="left", va="bottom", color=INK)
+    limits = (-reach * c**-0.5, reach * c**-0.5)
+    ax.add_patch(Circle((0, 0), c**-0.5, edgecolor=INK, linewidth=0.9, zorder=2, fill=False))
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
     ax.set_axis_off()
 
 

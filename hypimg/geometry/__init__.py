@@ -1,6 +1,6 @@
 """Hyperbolic geometry as functions on tensors. Imports torch alone, so the folder can be taken as it is."""
 
-from hypimg.geometry import gromov, hyperplanes, means, poincare
+from hypimg.geometry import gromov, hyperplanes, means, poincare, retrieval
 from hypimg.geometry.poincare import check_points
 
-__all__ = ["check_points", "gromov", "hyperplanes", "means", "poincare"]
+__all__ = ["check_points", "gromov", "hyperplanes", "means", "poincare", "retrieval"]

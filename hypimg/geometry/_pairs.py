@@ -72,7 +72,7 @@ def roots(x: Tensor, y: Tensor, a: Tensor, b: Tensor, xx: Tensor, yy: Tensor, mo
 
 
 class Pairs(torch.autograd.Function):
-    """d(x_i, y_j) of x [..., n, d], y [..., m, d] with a = 1/(1 − c‖x‖²) and b = 1/(1 − c‖y‖²), [..., n, 1], [..., m, 1].
+    """d(x_i, y_j) of x [..., n, d], y [..., m, d]; a = 1/(1 − c‖x‖²) [..., n, 1] and b = 1/(1 − c‖y‖²) [..., m, 1].
 
     Keeps its inputs and its output. With q = ‖x − y‖² a b: ∂d/∂q = 1/√(q + c q²), ∂q/∂x = 2 (x − y) a b.
     """
@@ -97,7 +97,9 @@ class Pairs(torch.autograd.Function):
         x, y, a, b, d, *held = ctx.saved_tensors
         c = held[0] if held else ctx.c
         xx, yy = ((t * t).sum(-1, keepdim=True) for t in (x, y))
-        of_x, of_a, of_y, of_b, of_c = [], [], 0, 0, 0
+        of_x, of_a = [], []
+        of_y, of_b = torch.zeros_like(y), torch.zeros_like(b)
+        of_c = torch.zeros_like(c) if ctx.needs_input_grad[4] else None
         for rows in _blocks(d):
             here = (x[..., rows, :], y, a[..., rows, :], b, xx[..., rows, :], yy)
             root = sinh(0.5 * d[..., rows, :], c)  # √q
@@ -110,9 +112,9 @@ class Pairs(torch.autograd.Function):
             to_x, to_y = _to_points(*here, by_q, root, ctx.mode)
             of_x.append(to_x)
             of_y = of_y + to_y
-            if ctx.needs_input_grad[4]:
+            if of_c is not None:
                 of_c = of_c + (2 * grad[..., rows, :] * arsinh_by_c(root, c)).sum_to_size(c.shape)
-        return torch.cat(of_x, -2), of_y, torch.cat(of_a, -2), of_b, of_c if ctx.needs_input_grad[4] else None, None
+        return torch.cat(of_x, -2), of_y, torch.cat(of_a, -2), of_b, of_c, None
 
     @staticmethod
     def vmap(info, in_dims, x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Scalar, mode: str):
@@ -122,9 +124,10 @@ class Pairs(torch.autograd.Function):
 
 
 def _blocks(d: Tensor) -> list[slice]:
-    n, m = d.shape[-2:]
-    height = max(1, BLOCK * n // max(1, d.numel())) if d.numel() > BLOCK else max(1, n)
-    return [slice(start, start + height) for start in range(0, max(1, n), height)]
+    """Rows of d [..., n, m] to work on at a time."""
+    n = max(1, d.shape[-2])
+    height = max(1, BLOCK * n // max(BLOCK, d.numel()))
+    return [slice(start, start + height) for start in range(0, n, height)]
 
 
 def _to_points(

@@ -11,7 +11,7 @@ in the vectors and in c) hold at 0, at x = y and at c = 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ def _sums(x: Tensor, y: Tensor, c: Scalar | None = None) -> Tensor:
     return total.reshape(*x.shape[:-1], 1)
 
 
-def batched(info, in_dims: tuple, inputs: tuple) -> list:
+def batched(info, in_dims: Sequence, inputs: Sequence) -> list:
     """Inputs with the batch dimension of vmap first: functions of rows do not mind how many there are."""
     return [
         x if not isinstance(x, Tensor) else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)

@@ -27,7 +27,7 @@ _LARGEST_OFFSET = 30.0
 
 
 class _Logits(torch.autograd.Function):
-    """scale · arsinh(√c z)/√c and z, with z_ik = λ_i ⟨x_i, w_k⟩ − (λ_i − 1) t_k: one matrix product, three with backward.
+    """scale · arsinh(√c z)/√c, and z, with z_ik = λ_i ⟨x_i, w_k⟩ − (λ_i − 1) t_k: one matrix product; backward two.
 
     x: [..., n, d], lam: [..., n, 1], w: [..., K, d], t and scale: [..., 1, K].
     """

@@ -121,9 +121,9 @@ def expmap(x: Tensor, v: Tensor, c: Scalar) -> Tensor:
     shrink = torch.where(beyond, torch.where(beyond, t, 1.0).rsqrt().to(v.dtype), sinh * cosh2.rsqrt())
     # x ⊕ f v as in `mobius_add`; there 1 − c‖f v‖² is 1/cosh²(√t), which near the sphere the rounded f v has lost.
     alpha = alpha.to(x.dtype)
-    f: Tensor | None = shrink / alpha
+    f = shrink / alpha
     if torch.compiler.is_compiling():  # which keeps f v or not as it sees fit
-        v, f = f * v, None
+        v, f = f * v, torch.ones_like(f)
     cs = (c * gap(x, v, 1, f)).to(x.dtype)
     denominator = alpha / cosh2 + cs
     return move(alpha / denominator, cs / denominator, x, v, 1, f)

@@ -77,8 +77,12 @@ def _verdicts(table: Table) -> list[str]:
             rows.append([row.label, *map(_verdict, shown)])
     if len(rows) == 1:
         return []
+    cells = [cell for cell in table.manifest.cells if cell.paper and cell.computed]
+    more = "training" if any(cell.runs for cell in cells) else "seed"
+    means = sorted({cell.measure.paper_n for cell in cells})
+    expected = f"one more {more}" if means == [1] else f"the mean of {' or '.join(map(str, means))} more {more}s"
     intro = (
-        "**Against the paper.** Does its number lie where one more training of ours would be expected? 95 % prediction "
+        f"**Against the paper.** Does its number lie where {expected} of ours would be expected? 95 % prediction "
         "interval, ± its half width; then ours − paper in units of our standard deviation s over seeds. Below 3 seeds "
         "nothing is decided."
     )

@@ -83,7 +83,7 @@ def _shown(cell: Cell, values: dict[int, float], lines: Iterable[Line], judged: 
     numbers = list(values.values())
     against = None
     if judged and numbers and cell.paper is not None and cell.measure.comparable:
-        against = verdict(numbers, cell.paper.value)
+        against = verdict(numbers, cell.paper.value, of=cell.measure.paper_n)
     return Shown(cell, values, tuple(lines), over_seeds(numbers) if numbers else None, against)
 
 
@@ -92,6 +92,6 @@ def _compare(manifest: Manifest, cells: dict[str, Shown], first: str, second: st
     results = []
     for other in manifest.columns if of_rows else manifest.rows:
         a, b = (cells[f"{name}/{other.name}" if of_rows else f"{other.name}/{name}"] for name in (first, second))
-        if a.cell.runs and b.cell.runs:
+        if a.cell.computed and b.cell.computed:
             results.append((other.name, paired(a.values, b.values), a.cell))
     return Comparison(first, second, of_rows, tuple(results))

@@ -38,9 +38,11 @@ def write(
 ) -> list[Path]:
     """Bring a table's files, and its section of a README, up to date; which ones were not.
 
-    check: change nothing, only say which are stale.
+    check: change nothing, only say which are stale.  A manifest of figures alone has no such files.
     """
-    stale = []
+    stale: list[Path] = []
+    if not manifest.cells:
+        return stale
     files = render(manifest, results, budget)
     for name, content in files.items():
         path = results / manifest.name / name

@@ -21,22 +21,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hypimg import config
 from hypimg.errors import UserError, nearest
-from hypimg.tables.manifest import Cell, Evaluator, Manifest, Overrides
+from hypimg.tables.manifest import Cell, Manifest, Overrides
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 Line = dict[str, Any]
+Composer = Callable[[Overrides, int], DictConfig]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a cell is at one seed: the keys of its runs, and a key over those and the evaluator."""
+    """What a cell is at one seed: the keys of its runs, and a key over those and the evaluator (with its seed)."""
 
     key: str
     run_keys: tuple[str, ...]
 
 
-def composer(settings: Iterable[str] = ()) -> Callable[[Overrides, int], DictConfig]:
+def composer(settings: Iterable[str] = ()) -> Composer:
     """A function (overrides, seed) → config that composes each override list once.
 
     The config it returns is the same object for every seed: read what you need before you ask again.
@@ -56,18 +57,32 @@ def composer(settings: Iterable[str] = ()) -> Callable[[Overrides, int], DictCon
 def identify(manifest: Manifest, budget: str) -> Callable[[Cell, int], Identity]:
     """A function (cell, seed) → Identity under a budget."""
     compose = composer()
-    evaluators: dict[str, str | None] = {}
+    evaluators: dict[str, dict[str, Any]] = {}
 
     def identity(cell: Cell, seed: int) -> Identity:
         run_keys = tuple(
             config.run_key(compose(overrides, seed)) for overrides in run_overrides(manifest, cell, budget)
         )
-        name = repr(cell.evaluator)
+        if cell.evaluator is None:
+            return Identity(config.digest({"runs": run_keys, "evaluator": None}), run_keys)
+        name = f"{cell.evaluator!r} {bool(cell.runs)}"
         if name not in evaluators:
-            evaluators[name] = config.canonical(compose_evaluator(cell.evaluator)) if cell.evaluator else None
-        return Identity(config.digest({"runs": run_keys, "evaluator": evaluators[name]}), run_keys)
+            evaluators[name] = plain(compose_evaluator(cell, seed))
+        evaluator = evaluators[name]
+        fields: dict[str, Any] = {"runs": run_keys, "evaluator": config.canonical(evaluator)}
+        if not cell.runs:
+            alone = {**evaluator, "seed": seed}
+            fields |= {"evaluator": config.canonical(alone), "result_version": config.RESULT_VERSION}
+        return Identity(config.digest(fields), run_keys)
 
     return identity
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as plain values."""
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def run_overrides(manifest: Manifest, cell: Cell, budget: str) -> tuple[Overrides, ...]:
@@ -91,17 +106,24 @@ def later_wins(overrides: Iterable[str]) -> Overrides:
     return tuple(last.values())
 
 
-def compose_evaluator(evaluator: Evaluator) -> DictConfig:
-    """The evaluator's config with the options that the manifest changes; an unknown option is a UserError."""
-    cfg = config.compose_group("evaluator", evaluator.name)
+def compose_evaluator(cell: Cell, seed: int) -> DictConfig:
+    """The evaluator's config with the options that the manifest changes, and the cell's seed where it has no runs.
+
+    An option that is a part of its own (dataset: cifar10) is given by its name in that config group.  Raises UserError
+    for an unknown option, or part.
+    """
+    assert cell.evaluator is not None
+    name = cell.evaluator.name
+    cfg = config.compose_group("evaluator", name)
     OmegaConf.set_struct(cfg, True)
-    for option, value in evaluator.options:
+    for option, value in (*cell.evaluator.options, *([] if cell.runs else [("seed", seed)])):
         try:
-            OmegaConf.update(cfg, option, value)
+            part = OmegaConf.select(cfg, option)
+            named = isinstance(part, DictConfig) and "_target_" in part and isinstance(value, str)
+            OmegaConf.update(cfg, option, config.compose_group(option, value) if named else value, merge=not named)
         except (OmegaConfBaseException, AttributeError) as error:
             known = [str(key) for key in cfg if not str(key).startswith("_")]
-            remedy = f"unknown option; {nearest(option, known)}"
-            raise UserError(f"evaluator {evaluator.name}", option, remedy) from error
+            raise UserError(f"evaluator {name}", option, f"unknown option; {nearest(option, known)}") from error
     return cfg
 
 

@@ -17,8 +17,18 @@ from hypimg import config
 from hypimg.errors import UserError, nearest
 from hypimg.tables import render
 from hypimg.tables.manifest import Manifest
-from hypimg.tables.plan import Planned, describe, missing_runs, plan
-from hypimg.tables.results import RESULTS, Line, append_line, command, compose_evaluator, later_wins, run_overrides
+from hypimg.tables.plan import Planned, describe, duration, missing_runs, plan
+from hypimg.tables.results import (
+    RESULTS,
+    Composer,
+    Line,
+    append_line,
+    command,
+    compose_evaluator,
+    composer,
+    later_wins,
+    run_overrides,
+)
 
 # Lines are written after each batch of parallel runs: enough runs that workers seldom wait for the slowest of a batch,
 # few enough that little is lost when the machine goes down.
@@ -76,7 +86,7 @@ def run_missing(
     from hypimg.launch import launch
 
     waiting = [item for item in planned if item.state == "run-finished"]
-    worst = record(manifest, waiting, budget, settings=settings, results=results)
+    worst = record(manifest, waiting, budget, settings=settings, fresh=fresh, results=results)
     todo = [item for item in planned if item.state in ("unfinished", "absent")]
     missing = list(missing_runs(todo).items())
     together = RUNS_PER_WORKER * jobs if jobs > 1 else max(1, len(missing)) if launcher else 1
@@ -121,19 +131,34 @@ def _set_aside(directory: Path) -> None:
 
 
 def record(
-    manifest: Manifest, items: Sequence[Planned], budget: str, *, settings: Sequence[str] = (), results: Path = RESULTS
+    manifest: Manifest,
+    items: Sequence[Planned],
+    budget: str,
+    *,
+    settings: Sequence[str] = (),
+    fresh: bool = False,
+    results: Path = RESULTS,
 ) -> int:
-    """Evaluate the items whose runs are all finished and append their lines; the worst exit code."""
+    """Evaluate the items whose runs are all finished and append their lines; the worst exit code.
+
+    What a cell without runs lacks (weights, a data set) it lacks at every seed, so it is told once.
+    """
     worst = 0
+    compose = composer(settings)
     measured: dict[str, Line] = {}
+    lacking: set[str] = set()
     for item in items:
         name = f"{item.cell.name} seed {item.seed}"
+        if item.cell.name in lacking:
+            continue
         try:
             if item.key not in measured:
-                line = measure(item, settings)
+                line = measure(item, compose, fresh)
                 if line is None:
                     continue
                 measured[item.key] = line
+                if not item.cell.runs and line["seconds"] >= 1:
+                    print(f"{name}: evaluated in {duration(line['seconds'])}", flush=True)
             metric = str(item.cell.measure.name)
             if metric not in measured[item.key]["metrics"]:
                 print(f"{name}: no metric {metric}; {nearest(metric, measured[item.key]['metrics'])}")
@@ -147,7 +172,10 @@ def record(
             }
             append_line(results, manifest.name, place | measured[item.key])
         except UserError as error:
-            print(f"{name}: {error}")
+            if not item.cell.runs:
+                lacking.add(item.cell.name)
+                name = item.cell.name
+            print(f"{name}: {error}", flush=True)
             worst = max(worst, error.exit_code)
         except Exception:  # our bug: shown whole, and the other cells still get their numbers
             traceback.print_exc()
@@ -155,21 +183,31 @@ def record(
     return worst
 
 
-def measure(item: Planned, settings: Sequence[str] = ()) -> Line | None:
-    """What a line says beside its place in the table; None while a run of it is not finished."""
+def measure(item: Planned, compose: Composer, fresh: bool = False) -> Line | None:
+    """What a line says beside its place in the table; None while a run of it is not finished.
+
+    compose: gives the settings of this machine.  fresh: an evaluator alone is asked again (one of runs is in any case,
+    since its runs are new).
+    """
     from hypimg import rundir
 
-    summaries = [rundir.read_summary(directory) for directory in item.directories]
-    finished = [summary for summary in summaries if summary is not None]
-    if len(finished) < len(summaries):
-        return None
-    data = [summary["data"] for summary in finished]
-    if item.cell.evaluator is None:
-        metrics = {**finished[0]["metrics"], "seconds": finished[0]["seconds"], "epochs": finished[0]["epochs"]}
+    if not item.cell.runs:
+        evaluation = _evaluate(item, compose, fresh)
+        about, data, metrics = evaluation.record, list(evaluation.data.values()), dict(evaluation.metrics)
+        seconds = about["seconds"]
     else:
-        evaluation = _evaluate(item, settings)
-        metrics = dict(evaluation.metrics)
-        data += list(evaluation.data.values())
+        summaries = [rundir.read_summary(directory) for directory in item.directories]
+        finished = [summary for summary in summaries if summary is not None]
+        if len(finished) < len(summaries):
+            return None
+        about, data = finished[0], [summary["data"] for summary in finished]
+        seconds = round(sum(summary["seconds"] for summary in finished), 1)
+        if item.cell.evaluator is None:
+            metrics = {**about["metrics"], "seconds": about["seconds"], "epochs": about["epochs"]}
+        else:
+            evaluation = _evaluate(item, compose)
+            metrics = dict(evaluation.metrics)
+            data += list(evaluation.data.values())
     data = list({entry["digest"]: entry for entry in data}.values())
     return {
         "metrics": metrics,
@@ -177,22 +215,24 @@ def measure(item: Planned, settings: Sequence[str] = ()) -> Line | None:
         "key": item.key,
         "data": data,
         "official": all(entry["official"] for entry in data),
-        "result_version": finished[0]["result_version"],
-        "commit": finished[0]["commit"],
-        "device": finished[0]["device"],
-        "threads": finished[0]["threads"],
-        "seconds": round(sum(summary["seconds"] for summary in finished), 1),
+        "result_version": about["result_version"],
+        "commit": about["commit"],
+        "device": about["device"],
+        "threads": about["threads"],
+        "seconds": seconds,
     }
 
 
-def _evaluate(item: Planned, settings: Sequence[str]) -> Any:
-    from hypimg.run import evaluate
+def _evaluate(item: Planned, compose: Composer, fresh: bool = False) -> Any:
+    from hypimg import run
 
-    assert item.cell.evaluator is not None
-    machine = config.compose(list(settings))
-    return evaluate(
+    machine = compose((), item.seed)
+    evaluator = compose_evaluator(item.cell, item.seed)
+    if not item.cell.runs:
+        return run.evaluate_alone(evaluator, machine, item.evaluations, fresh)
+    return run.evaluate(
         list(item.directories),
-        compose_evaluator(item.cell.evaluator),
+        evaluator,
         data_dir=machine.data_dir,
         store_dir=machine.store_dir,
         device=machine.device,
@@ -208,14 +248,15 @@ def draw_figures(
     settings: Sequence[str] = (),
     results: Path = RESULTS,
 ) -> int:
-    """Draw the manifest's figures (or those named) from stored scores of finished runs; 2 where one lacks its scores.
+    """Draw the manifest's figures (or those named) from stored scores; 2 where one lacks its scores.
 
-    `hypimg.figures.<name>.draw(scores, out_dir)` gets {(row, column): path of the .npz of the lowest finished seed}.
+    `hypimg.figures.<name>.draw(scores, out_dir)` gets {(row, column): path of the .npz of the lowest evaluated seed},
+    which is empty for the figures of a manifest without cells: they need none.
     They are written beside the table, those of a budget not the paper's in a folder of its own.
     """
     chosen = choose_figures(manifest, figures)
     scores = _scores(planned, settings) if chosen else {}
-    if chosen and not scores:
+    if chosen and not scores and manifest.cells:
         makes = command(manifest, budget)
         print(f"not drawn ({', '.join(chosen)}): no finished run here has scores; to make them: {makes}")
         return UserError.exit_code
@@ -240,30 +281,40 @@ def choose_figures(manifest: Manifest, figures: Iterable[str] = ()) -> list[str]
 
 
 def _scores(planned: Sequence[Planned], settings: Sequence[str]) -> dict[tuple[str, str], Path]:
-    """The scores of each evaluated cell at its lowest finished seed: those stored, else of an evaluation made now."""
+    """The scores of each evaluated cell at its lowest finished seed: those stored, else of an evaluation made now.
+
+    An evaluator alone is never asked for a figure's sake.
+    """
     from hypimg import rundir
 
+    compose = composer(settings)
     scores: dict[tuple[str, str], Path] = {}
     by_key: dict[str, Path] = {}
     for item in sorted(planned, key=lambda item: item.seed):
         place = (item.cell.row.name, item.cell.column.name)
         if place in scores or item.cell.evaluator is None:
             continue
-        if all(rundir.read_summary(directory) is not None for directory in item.directories):
+        if not item.cell.runs:
+            stored = _stored_scores(item)
+            scores |= {place: stored} if stored else {}
+        elif all(rundir.read_summary(directory) is not None for directory in item.directories):
             if item.key not in by_key:
-                by_key[item.key] = _stored_scores(item) or _evaluate(item, settings).scores
+                by_key[item.key] = _stored_scores(item) or _evaluate(item, compose).scores
             scores[place] = by_key[item.key]
     return scores
 
 
 def _stored_scores(item: Planned) -> Path | None:
     """What an earlier evaluation left under the runs, so that drawing needs neither data nor model; the newest."""
-    assert item.cell.evaluator is not None
-    wanted = {"runs": list(item.run_keys), "evaluator": compose_evaluator(item.cell.evaluator)}
-    records = sorted((item.directories[0] / "evaluations").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    wanted: dict[str, Any] = {"evaluator": compose_evaluator(item.cell, item.seed)}
+    if item.cell.runs:
+        wanted["runs"] = list(item.run_keys)
+    else:
+        wanted["result_version"] = config.RESULT_VERSION
+    records = sorted(item.evaluations.glob("*.json"), key=lambda path: path.stat().st_mtime)
     for record in reversed(records):
         said = json.loads(record.read_text())
         scores = record.with_suffix(".npz")
-        if scores.is_file() and all(config.canonical(said[name]) == config.canonical(wanted[name]) for name in wanted):
+        if scores.is_file() and all(config.canonical(said.get(n)) == config.canonical(wanted[n]) for n in wanted):
             return scores
     return None

@@ -60,20 +60,25 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> Estimate:
     return Estimate(mean, half_width, std, n)
 
 
-def prediction_half_width(values: Sequence[float], level: float = LEVEL) -> float | None:
-    """Half width of the interval where one more value is expected: t_{n−1} s √(1 + 1/n); None for n = 1."""
+def prediction_half_width(values: Sequence[float], level: float = LEVEL, of: int = 1) -> float | None:
+    """Half width of the interval where the mean of `of` more values is expected: t_{n−1} s √(1/of + 1/n).
+
+    None for n = 1.
+    """
     _, std = _mean_std(values)
     n = len(values)
-    return None if std is None else _t(n, level) * std * math.sqrt(1 + 1 / n)
+    return None if std is None else _t(n, level) * std * math.sqrt(1 / of + 1 / n)
 
 
-def verdict(values: Sequence[float], number: float, level: float = LEVEL) -> Verdict:
-    """Does `number`, one training of somebody else, lie in our prediction interval? Below 3 seeds: undecided.
+def verdict(values: Sequence[float], number: float, level: float = LEVEL, of: int = 1) -> Verdict:
+    """Does `number`, somebody else's single value or mean of `of`, lie in our prediction interval?
+
+    Below 3 seeds: undecided.
 
     Bounds count as inside. Values that are all equal leave an interval without width: inside only if equal to them.
     """
     mean, std = _mean_std(values)
-    half_width = prediction_half_width(values, level)
+    half_width = prediction_half_width(values, level, of)
     difference = mean - number
     spreads = difference / std if std else None
     if len(values) < 3 or half_width is None:

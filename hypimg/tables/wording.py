@@ -44,7 +44,8 @@ def ours(shown: Shown, usual: int) -> str:
         if shown.lines:
             return "undefined"
         return f"not run: {shown.cell.not_run}" if shown.cell.not_run else "not run"
-    text = interval(shown.estimate.mean, shown.estimate.half_width, shown.cell.measure.digits)
+    spread = shown.estimate.std if shown.cell.measure.spread == "std" else shown.estimate.half_width
+    text = interval(shown.estimate.mean, spread, shown.cell.measure.digits)
     if shown.estimate.n != usual:
         text += f" (n = {shown.estimate.n})"
     return text + ("" if shown.official else " †")
@@ -66,11 +67,11 @@ def never_run(cell: Cell) -> bool:
 
 
 def all_lines(table: Table) -> list[Line]:
-    """One line per distinct set of runs: what the table cost and where it was made."""
+    """One line per distinct set of runs, or evaluation without runs: what the table cost and where it was made."""
     unique: dict[tuple[str, ...], Line] = {}
     for shown in table.cells.values():
         for line in shown.lines:
-            unique.setdefault(tuple(line["runs"]), line)
+            unique.setdefault(tuple(line["runs"]) or (line["key"],), line)
     return list(unique.values())
 
 
@@ -111,35 +112,46 @@ def caption(table: Table) -> list[str]:
         about += f"{'; ' * bool(about)}{'higher' if measure.higher_is_better else 'lower'} is better"
     sentences = [f"{about[:1].upper()}{about[1:]}."] if about else []
     if n:
-        spread = "mean ± 95 % t-interval over " if n > 1 else ""
+        kind = "standard deviation" if measure.spread == "std" else "95 % t-interval"
+        spread = f"mean ± {kind} over " if n > 1 else ""
         sentences.append(f"Ours: {spread}n = {n} {'seeds' if n > 1 else 'seed'}{_seeds(table)}.")
     if any(cell.paper for cell in manifest.cells):
         with_ = [cell.measure.interval for cell in manifest.cells if cell.paper and cell.paper.half_width is not None]
-        meant = "; ".join(dict.fromkeys(filter(None, with_)))
+        meant = "; ".join(dict.fromkeys(filter(None, with_))) or measure.interval
         sentences.append(f"The paper's ±: {meant}." if meant else "The paper prints no interval." if not with_ else "")
-    overrides = manifest.budgets[table.budget]
-    words = f"Budget {table.budget}" + (f" ({' '.join(overrides)})" if overrides else "")
-    if any(cell.paper for cell in manifest.cells):
-        known = "the paper's schedule as far as it is known"
-        words += (
-            f": {known}"
-            if manifest.as_paper(table.budget)
-            else ": not the paper's schedule, so no verdict on its numbers"
-        )
-    sentences.append(f"{words}.")
+    if any(cell.runs for cell in manifest.cells):
+        sentences.append(_budget(table))
     lines = all_lines(table)
     if data := sorted({f"{entry['name']} ({entry['form']})" for line in lines for entry in line.get("data", [])}):
         sentences.append(f"Data: {', '.join(data)}.")
-    if lines:
-        machines = sorted(
-            {f"{line['device']}, {line['threads']} thread{'s' * (line['threads'] != 1)}" for line in lines}
-        )
-        seconds = [line["seconds"] for line in lines]
-        cost = f"{duration(median(seconds))} each, {duration(sum(seconds))} in all"
-        sentences.append(f"{len(lines)} trainings on {' and '.join(machines)}: {cost}.")
-        commits = sorted({str(line.get("commit") or "unknown") for line in lines})
+    sentences.append(_cost("training", [line for line in lines if line["runs"]]))
+    sentences.append(_cost("evaluation", [line for line in lines if not line["runs"]]))
+    if commits := sorted({str(line.get("commit") or "unknown") for line in lines}):
         sentences.append(f"Commit {', '.join(commits)}.")
     return [sentence for sentence in sentences if sentence]
+
+
+def _budget(table: Table) -> str:
+    """Which budget's runs these are, and whether the paper trained so."""
+    overrides = table.manifest.budgets[table.budget]
+    words = f"Budget {table.budget}" + (f" ({' '.join(overrides)})" if overrides else "")
+    if any(cell.paper for cell in table.manifest.cells):
+        known = "the paper's schedule as far as it is known"
+        unlike = "not the paper's schedule, so no verdict on its numbers"
+        words += f": {known if table.manifest.as_paper(table.budget) else unlike}"
+    return f"{words}."
+
+
+def _cost(what: str, lines: list[Line]) -> str:
+    """What was made on which machines in which time."""
+    if not lines:
+        return ""
+    machines = sorted({f"{line['device']}, {line['threads']} thread{'s' * (line['threads'] != 1)}" for line in lines})
+    seconds = [line["seconds"] for line in lines]
+    cost = f"{duration(median(seconds))} each, {duration(sum(seconds))} in all"
+    if len(lines) == 1:
+        return f"1 {what} on {machines[0]}: {duration(seconds[0])}."
+    return f"{len(lines)} {what}s on {' and '.join(machines)}: {cost}."
 
 
 def _seeds(table: Table) -> str:

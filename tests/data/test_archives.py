@@ -3,13 +3,14 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hypimg.data.archives import decode_image, open_zip, read_npz, read_pickle
+from hypimg.data.archives import decode_image, open_zip, read_npz, read_pickle, read_pickled_dict, read_tar
 from hypimg.errors import UserError
 
 
@@ -92,6 +93,68 @@ def test_a_missing_zip_is_named(tmp_path):
         pass
 
 
+def tar_of(path, members: dict[str, bytes | tarfile.TarInfo], mode: str = "w:gz"):
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+            else:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_the_wanted_members_of_a_tar_are_read(tmp_path, mode):
+    members = {"a": special("a", tarfile.DIRTYPE), "a/b..c": b"first", "./a/d": b"second", "a/e": b"third"}
+    path = tar_of(tmp_path / "good.tar", members, mode)
+    assert list(read_tar(path, {"a", "a/b..c", "a/d", "none"})) == [("a/b..c", b"first"), ("a/d", b"second")]
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "..\\evil", "a/.."])
+def test_a_tar_member_that_leaves_the_folder_is_refused(tmp_path, name):
+    path = tar_of(tmp_path / "evil.tar.gz", {"good": b"", name: b"x"})
+    with pytest.raises(UserError, match=r"evil\.tar\.gz: refused: its member .* leaves the folder"):
+        list(read_tar(path, {"none"}))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_a_link_or_device_in_a_tar_is_refused(tmp_path, kind):
+    path = tar_of(tmp_path / "evil.tar.gz", {"a": special("a", kind, "/etc/passwd")})
+    with pytest.raises(UserError, match="'a' is a link or a device"):
+        list(read_tar(path, {"a"}))
+
+
+def test_a_tar_beyond_the_limits_is_refused(tmp_path):
+    path = tar_of(tmp_path / "bomb.tar.gz", {"zeros": bytes(5 << 20)})
+    assert path.stat().st_size < 10_000
+    with pytest.raises(UserError, match=r"more than .* 4 MiB unpacked"):
+        list(read_tar(path, {"zeros"}, max_unpacked=4 << 20))
+    with pytest.raises(UserError, match="more than 2 files"):
+        list(read_tar(tar_of(tmp_path / "many.tar.gz", dict.fromkeys("abc", b"")), set(), max_members=2))
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200, 5000])
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "w"])
+def test_a_truncated_tar_is_named(tmp_path, mode, keep):
+    path = tar_of(tmp_path / "short.tar", {"a": os.urandom(9000)}, mode)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"short\.tar: damaged or cut short"):
+        list(read_tar(path, {"a"}))
+
+
+def test_a_missing_tar_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.tar: cannot be read"):
+        list(read_tar(tmp_path / "none.tar", set()))
+
+
 def test_read_npz_returns_every_array(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", x=np.arange(6).reshape(2, 3), y=np.array([b"text"]))
     arrays = read_npz(tmp_path / "a.npz")
@@ -157,6 +220,23 @@ def test_a_pickle_of_arrays_loads(tmp_path, protocol):
 def test_strings_of_a_python_2_pickle_come_as_bytes(tmp_path):
     (tmp_path / "batch").write_bytes(b"(dp0\nS'labels'\np1\n(lp2\nI6\nas.")
     assert read_pickle(tmp_path / "batch") == {b"labels": [6]}
+
+
+def test_a_pickle_in_an_archive_is_read_from_its_bytes_under_the_same_rules(tmp_path):
+    name = tmp_path / "a.tar.gz/batch"
+    assert read_pickle(name, pickle.dumps([1, 2])) == [1, 2]
+    with pytest.raises(UserError, match=r"a\.tar\.gz/batch: refused: .*system"):
+        read_pickle(name, pickle.dumps(Attack(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_keys_of_a_pickled_dictionary_come_as_text(tmp_path):
+    assert read_pickled_dict(tmp_path / "a", pickle.dumps({b"data": b"bytes", "labels": 3})) == {
+        "data": b"bytes",
+        "labels": 3,
+    }
+    with pytest.raises(UserError, match="holds a list, not a dictionary"):
+        read_pickled_dict(tmp_path / "a", pickle.dumps([1]))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"garbage", b"(dp0\nS'lab"])

@@ -8,7 +8,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
-from hypimg.data.dataset import SEARCH_DEPTH, Found, ImageDataset, search, sha256_of_file
+from hypimg.data.dataset import SEARCH_DEPTH, Found, ImageDataset, digest_of_tree, search, sha256_of_file
 from hypimg.data.store import Decoded
 from hypimg.errors import UserError
 
@@ -157,3 +157,30 @@ def test_search_follows_links_and_survives_loops(tmp_path):
 
 def test_search_in_a_missing_folder_finds_nothing(tmp_path):
     assert search(tmp_path / "none", ["it"]) == {"it": []}
+
+
+def test_the_digest_of_a_tree_moves_with_paths_and_sizes_and_names_what_is_missing(tmp_path):
+    files = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+    for file in files:
+        file.write_bytes(b"12")
+    digests = [
+        digest_of_tree(tmp_path, files),
+        digest_of_tree(tmp_path, files[:1]),
+        digest_of_tree(tmp_path, files[::-1]),
+    ]
+    files[1].write_bytes(b"123")
+    digests.append(digest_of_tree(tmp_path, files))
+    assert len(set(digests)) == len(digests)
+    files[0].unlink()
+    with pytest.raises(UserError, match=r"file=.*a\.jpg: cannot be read \(No such file"):
+        digest_of_tree(tmp_path, files)
+
+
+def test_a_data_set_that_cannot_be_fetched_does_not_offer_it(tmp_path):
+    class NotFetched(Bytes):
+        _download = ImageDataset._download
+
+    with pytest.raises(UserError, match=r"put some\.bytes there$"):
+        NotFetched().open(tmp_path / "none", tmp_path / "store")
+    with pytest.raises(UserError, match=r"download=True: bytes has no download; put some\.bytes"):
+        NotFetched().open(tmp_path, tmp_path / "store", download=True)

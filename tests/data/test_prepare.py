@@ -60,8 +60,8 @@ def main():
 
 
 @pytest.fixture(scope="module")
-def shown(shared_data, tmp_path_factory):
-    return prepare(f"data_dir={shared_data}", f"store_dir={tmp_path_factory.mktemp('store') / 'new'}")
+def shown(shared_data, store_dir):
+    return prepare(f"data_dir={shared_data}", f"store_dir={store_dir}")
 
 
 def test_the_command_has_a_line_for_each_data_set_of_the_configs(shown):
@@ -72,6 +72,21 @@ def test_the_command_has_a_line_for_each_data_set_of_the_configs(shown):
 
 def test_the_command_says_form_counts_digest_and_origin(shown):
     assert "mnist: ready; idx files; train 60,000, test 10,000; digest 1d503e0388d1; official: yes; " in shown.stdout
+
+
+def test_the_command_finds_cifar_and_says_that_it_was_recompressed(shown):
+    for name in ("cifar10", "cifar100"):
+        line = next(line for line in shown.stdout.splitlines() if line.startswith(f"{name}: "))
+        assert line.startswith(f"{name}: ready; packed npz, train recompressed as JPEG, test ")
+        assert "train 50,000, test 10,000" in line
+        assert "official: no: not, or not provably, the authors' bytes" in line
+
+
+def test_the_command_says_how_to_get_what_is_missing(shown):
+    lines = dict(line.split(": ", 1) for line in shown.stdout.splitlines())
+    assert lines["cub"].startswith("missing; unpack CUB_200_2011.tgz of the authors' page")
+    assert lines["miniimagenet"].startswith("missing; put train.csv, val.csv, test.csv")
+    assert "download=true" not in lines["cub"] + lines["miniimagenet"]
 
 
 def test_a_data_set_asked_for_by_name_must_be_there(main, tmp_path, capsys):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hypimg.data.preprocess import list_images, normalise, read_images, split_off, to_tensor
+from hypimg.data.preprocess import normalise, read_images, split_off, to_tensor
 from hypimg.errors import UserError
 
 GREY, COLOUR = (1, 8, 8), (3, 8, 8)
@@ -84,21 +84,6 @@ def test_split_off_follows_its_generator_alone():
 def test_split_off_refuses_other_fractions(fraction):
     with pytest.raises(UserError, match="val_fraction"):
         split_off(np.zeros(3), fraction, generator())
-
-
-def test_list_images_is_sorted_deep_and_leaves_other_files_out(tmp_path):
-    (tmp_path / "b").mkdir()
-    (tmp_path / ".hidden").mkdir()
-    for name in ("c.png", "a.JPG", "b/d.webp", "notes.txt", ".e.png", ".hidden/f.png"):
-        (tmp_path / name).write_text("")
-    assert [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)] == ["a.JPG", "b/d.webp", "c.png"]
-
-
-def test_list_images_names_a_missing_or_empty_folder(tmp_path):
-    with pytest.raises(UserError, match="none: no such folder"):
-        list_images(tmp_path / "none")
-    with pytest.raises(UserError, match="holds no images"):
-        list_images(tmp_path)
 
 
 def one(path, shape=GREY, invert="no") -> np.ndarray:

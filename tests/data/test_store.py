@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hypimg.data import store as store_module
 from hypimg.data.store import DamagedStore, Decoded, ImageStore, open_or_fill, store_path
 from hypimg.errors import UserError
 
@@ -106,6 +107,31 @@ def test_images_of_varying_size_come_back_one_by_one(tmp_path):
         assert (store.image(i) == i).all()
     with pytest.raises(ValueError, match="differ in size"):
         _ = store.images
+
+
+def test_images_of_varying_size_are_counted_from_the_end_as_in_a_list(tmp_path):
+    store = open_or_fill(tmp_path, "toy", DIGEST, lambda: decoded_ragged([(3, 4, 3), (1, 1, 3), (7, 2, 3)]))
+    assert store.image(-1).shape == (7, 2, 3)
+    for beyond in (3, -4):
+        with pytest.raises(IndexError):
+            store.image(beyond)
+
+
+def test_images_handed_over_one_by_one_that_have_one_size_are_one_array(tmp_path):
+    store = open_or_fill(tmp_path, "toy", DIGEST, lambda: decoded_ragged([(3, 4, 3)] * 5))
+    assert not store.ragged
+    assert store.images.shape == (5, 3, 4, 3)
+    assert isinstance(store.images, np.memmap)
+    for i in range(5):
+        assert (store.images[i] == i).all()
+        assert np.array_equal(store.image(i), store.images[i])
+
+
+def test_a_long_fill_says_how_far_it_is(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(store_module, "PROGRESS_SECONDS", 0)
+    caplog.set_level("INFO")
+    open_or_fill(tmp_path, "toy", DIGEST, lambda: decoded_ragged([(1, 1, 3)] * 3))
+    assert "decoding toy: 2 of 3 images" in caplog.text
 
 
 def test_a_store_without_images_opens(tmp_path):

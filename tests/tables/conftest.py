@@ -17,7 +17,7 @@ from hypimg.errors import UserError, nearest
 from hypimg.tables.manifest import Manifest, parse
 
 KEYS = ("experiment", "space", "c", "dim", "epochs", "seed")
-MACHINE = {"device": "auto", "data_dir": "data", "store_dir": "store", "threads": None}
+MACHINE = {"device": "auto", "data_dir": "data", "store_dir": "store", "threads": None, "download": False}
 
 
 @dataclass
@@ -29,6 +29,8 @@ class Lab:
     words: list[list[str]] = field(default_factory=list)  # override lists, as launched
     launchers: list[list[str]] = field(default_factory=list)
     evaluated: list[tuple[str, ...]] = field(default_factory=list)
+    asked: list[dict[str, Any]] = field(default_factory=list)  # evaluators without runs, in order
+    lacks: set[str] = field(default_factory=set)  # data sets that are missing
     composed: int = 0
     fails: dict[str, int] = field(default_factory=dict)  # word of a run → its exit code
     raises: dict[str, BaseException] = field(default_factory=dict)
@@ -53,7 +55,11 @@ class Lab:
         return OmegaConf.create(cfg)
 
     def compose_group(self, group: str, name: str) -> Any:
-        known = {"ood": {"_target_": "hypimg.Ood", "outliers": "omniglot"}, "fusion": {"_target_": "hypimg.Fusion"}}
+        known: dict[str, dict[str, Any]] = {
+            "ood": {"_target_": "hypimg.Ood", "outliers": "omniglot"},
+            "fusion": {"_target_": "hypimg.Fusion"},
+            "delta": {"_target_": "hypimg.Delta", "encoder": "vgg", "dataset": "cifar", "samples": 1000, "seed": 0},
+        }
         if name not in known:
             raise UserError(group, name, nearest(name, known))
         return OmegaConf.create(known[name])
@@ -95,6 +101,16 @@ class Lab:
         scores.write_bytes(b"")
         seen = {"own": summaries[0]["data"], "omniglot": {**data("omniglot"), "official": self.official}}
         return hypimg.run.Evaluation("key", {k: v for k, v in metrics.items() if k not in self.undefined}, scores, seen)
+
+    def evaluate_alone(self, evaluator: Any, machine: Any, folder: Path, fresh: bool = False) -> Any:
+        said = OmegaConf.to_container(evaluator)
+        self.asked.append({**said, "fresh": fresh, "folder": folder, "data_dir": machine.data_dir})
+        if evaluator.dataset in self.lacks:
+            raise UserError("dataset", evaluator.dataset, "not found under data; download it")
+        metrics = {"delta_rel": 0.01 * len(evaluator.encoder) + 0.001 * evaluator.seed, "diameter": 3.0}
+        record = {"result_version": 1, "commit": "abc1234", "device": "CPU (test)", "threads": 1, "seconds": 2.5}
+        scores = folder / "alone.npz"
+        return hypimg.run.Evaluation("key", metrics, scores, {evaluator.dataset: data(evaluator.dataset)}, record)
 
 
 def data(name: str) -> dict[str, Any]:
@@ -149,4 +165,5 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setattr(config, "run_key", lab.run_key)
     monkeypatch.setattr(hypimg.launch, "launch", lab.launch)
     monkeypatch.setattr(hypimg.run, "evaluate", lab.evaluate)
+    monkeypatch.setattr(hypimg.run, "evaluate_alone", lab.evaluate_alone)
     return lab

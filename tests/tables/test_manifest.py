@@ -69,6 +69,40 @@ def test_null_takes_an_evaluator_back():
     assert table.cell("c", "n=2").evaluator == Evaluator("fsl", (("shot", 5),))
 
 
+def test_options_add_up_over_table_column_row_and_cell_until_another_evaluator_is_named():
+    raw = small(
+        evaluator={"name": "delta", "samples": 1000},
+        columns={"cifar": {"evaluator": {"dataset": "cifar10"}}, "cub": {"evaluator": {"dataset": "cub"}}},
+        rows={
+            "vgg": {"evaluator": {"encoder": "vgg19"}, "cells": {"cub": {"evaluator": {"samples": 300}}}},
+            "other": {"evaluator": "accuracy"},
+            "again": {"evaluator": {"name": "delta", "dataset": "own"}},
+        },
+    )
+    table = parse("t", raw)
+    options = {cell.name: (cell.evaluator.name, dict(cell.evaluator.options)) for cell in table.cells}
+    assert options["vgg/cifar"] == ("delta", {"dataset": "cifar10", "encoder": "vgg19", "samples": 1000})
+    assert options["vgg/cub"] == ("delta", {"dataset": "cub", "encoder": "vgg19", "samples": 300})
+    assert options["other/cub"] == ("accuracy", {})
+    assert options["again/cub"] == ("delta", {"dataset": "own", "samples": 1000})
+
+
+def test_cells_without_runs_are_said_at_any_place_and_can_be_run():
+    whole = parse("t", small(runs=[], evaluator="delta", columns={"a": {}, "b": {}}, rows={"r": {}}))
+    assert [(cell.runs, cell.runnable) for cell in whole.cells] == [((), True)] * 2
+    mixed = parse("t", small(evaluator="delta", columns={"a": {}, "b": {"runs": []}}, rows={"r": {}}))
+    assert [cell.runs for cell in mixed.cells] == [((),), ()]
+    row = parse("t", small(columns={"a": {}}, rows={"r": {"runs": [], "evaluator": "delta"}, "s": {}}))
+    assert [cell.runs for cell in row.cells] == [(), ((),)]
+    cell = parse("t", small(evaluator="delta", columns={"a": {}}, rows={"r": {"cells": {"a": {"runs": []}}}}))
+    assert cell.cells[0].runs == () and cell.cells[0].computed
+
+
+def test_a_manifest_of_figures_alone_has_no_cells():
+    table = parse("t", {"title": "a title", "source": "a paper, Figure 3", "figures": ["fig"]})
+    assert (table.cells, table.figures) == ((), ("fig",))
+
+
 def test_a_cell_of_several_runs_has_an_override_list_for_each():
     raw = rows(runs=[["space=euclidean"], ["space=poincare", "c=0.1"]], evaluator="fusion")
     assert parse("t", raw).cell("row", "n=8").runs == (
@@ -135,6 +169,17 @@ BAD = {
     "quoted without source": (rows(quoted=True), "names where its numbers come from"),
     "quoted and run": (rows(quoted=True, source="x", overrides=["c=1"]), "never run"),
     "several runs without evaluator": (rows(runs=[["a=1"], ["a=2"]]), "several runs needs an evaluator"),
+    "no runs and no evaluator": (small(runs=[], columns={"a": {}}, rows={"r": {}}), "a cell of no runs needs an"),
+    "no runs and overrides": (rows(runs=[], evaluator="delta", overrides=["c=1"]), "no meaning in cells without runs"),
+    "no runs and common": (small(runs=[], common=["c=1"], evaluator="delta"), "no meaning in a table without runs"),
+    "the seed as an option": (
+        small(runs=[], columns={"a": {}}, rows={"r": {"evaluator": {"name": "delta", "seed": 1}}}),
+        "evaluator.seed: is the cell's seed",
+    ),
+    "an unknown spread": (small(metric={"name": "a", "spread": "sem"}), "spread=sem: must be interval or std"),
+    "two spreads": (rows(metric={"spread": "std"}), "spread=std: one table shows one kind of ±"),
+    "a mean of nothing": (small(metric={"name": "a", "paper_n": 0}), "paper_n=0: must be a whole number ≥ 1"),
+    "columns without rows": (small(rows=None, figures=["fig"]), "lacks the key rows"),
     "runs that are words": (rows(runs=["a=1"]), "list of override lists"),
     "overrides that are numbers": (rows(overrides=[1]), "list of texts"),
     "budgets without paper": (small(budgets={"cpu": []}), "needs a budget `paper`"),
@@ -173,7 +218,24 @@ def test_load_of_broken_yaml_is_one_line(tmp_path, text):
 
 @pytest.mark.parametrize("name", manifest.names())
 def test_every_manifest_of_the_suite_loads(name):
-    assert manifest.load(name).cells
+    table = manifest.load(name)
+    assert table.cells or table.figures
+
+
+def test_table_1_has_the_papers_numbers_and_theory():
+    table = manifest.load("hie_table1")
+    printed = {cell.name: (cell.paper.value, cell.paper.half_width) for cell in table.cells if cell.paper}
+    assert printed == {
+        "tree/theory": (0, None),
+        "tree/paper": (0, None),
+        "disk_area/theory": (0, None),
+        "disk_area/paper": (0.18, 0.08),
+        "hemisphere/theory": (1, None),
+        "hemisphere/paper": (0.86, 0.11),
+        "sphere/theory": (1, None),
+        "sphere/paper": (0.97, 0.13),
+    }
+    assert not any(cell.runs for cell in table.cells)
 
 
 def test_table_3_has_the_papers_eight_numbers():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hypimg.tables import runner
-from hypimg.tables.manifest import names, parse
+from hypimg.tables import render, runner
+from hypimg.tables.manifest import load, names, parse
 from hypimg.tables.plan import plan
 from hypimg.tables.results import RESULTS, read_lines
 
@@ -60,7 +60,7 @@ def test_only_may_hold_an_equals_sign_and_the_device_goes_to_the_runs(script):
     "words, message",
     [
         (["hie_tabel3"], "did you mean hie_table3"),
-        (["plan=1"], "name one: hie_table3"),
+        (["plan=1"], "name one: hie_"),
         (["hie_table3", "hie_table4"], "only one table"),
         (["hie_table3", "budget=cpuu"], "did you mean cpu"),
         (["hie_table3", "seeds=0"], "count"),
@@ -93,6 +93,56 @@ def test_committed_lines_belong_to_a_manifest():
     for path in RESULTS.glob("*/runs.jsonl"):
         assert path.parent.name in names()
         assert read_lines(RESULTS, path.parent.name)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("*/runs.jsonl")))
+def test_committed_tables_are_rendered_from_their_lines(name):
+    assert render.write(load(name), check=True) == [], f"python scripts/reproduce.py {name} render=1"
+
+
+def test_a_small_table_without_runs_for_real(tmp_path, capsys):
+    table = parse(
+        "spaces",
+        {
+            "title": "Spaces",
+            "source": "ours",
+            "metric": {"name": "delta_rel", "spread": "std"},
+            "runs": [],
+            "evaluator": {"name": "toy_space", "points": 10},
+            "seeds": 3,
+            "columns": {"sphere": {"evaluator": {"space": "sphere"}}, "wrong": {"evaluator": {"space": "torus"}}},
+            "rows": {"one": {}, "all": {"evaluator": {"base": "all"}}},
+        },
+    )
+    folders = [f"{name}={tmp_path / name}" for name in ("runs_dir", "data_dir", "store_dir")]
+    settings = [*folders, "device=cpu", "threads=1"]
+    results = tmp_path / "results"
+    assert runner.reproduce(table, settings=settings, results=results) == 2
+    out = capsys.readouterr().out
+    assert "4 cells to evaluate (12 evaluations)" in out
+    assert out.count("\none/wrong: evaluator.space=torus: ") == 1
+    lines = read_lines(results, "spaces")
+    assert [(line["row"], line["seed"]) for line in lines] == [(r, s) for s in range(3) for r in ("one", "all")]
+    assert all(0 < line["metrics"]["delta_rel"] <= 1 and line["data"] == [] and line["official"] for line in lines)
+    assert len(list((tmp_path / "runs_dir" / "evaluations").glob("*.npz"))) == 6
+    text = (results / "spaces" / "table.md").read_text()
+    assert "mean ± standard deviation over n = 3 seeds" in text and "not run" in text
+
+    shutil.rmtree(tmp_path / "runs_dir")
+    assert runner.reproduce(table, only="*/sphere", settings=settings, results=results) == 0
+    assert "6 of 6 done; nothing to evaluate" in capsys.readouterr().out
+    assert not (tmp_path / "runs_dir").exists()
+
+
+def test_figure_3_is_drawn_by_its_command(script, capsys, tmp_path):
+    assert script.main(["hie_fig3", "plan=1"]) == 0
+    assert "figures alone, nothing to run" in capsys.readouterr().out
+    assert runner.reproduce(load("hie_fig3"), results=tmp_path) == 0
+    assert sorted(path.name for path in (tmp_path / "hie_fig3").iterdir()) == [
+        "hie_fig3.pdf",
+        "hie_fig3.png",
+        "hie_fig3.txt",
+    ]
 
 
 def test_a_small_table_for_real(tmp_path, capsys):

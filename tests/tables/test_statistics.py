@@ -27,6 +27,13 @@ def test_prediction_interval_of_a_hand_made_list():
     assert prediction_half_width([1, 2, 3, 4, 5]) == pytest.approx(2.776445 * math.sqrt(2.5) * math.sqrt(1.2), rel=1e-6)
 
 
+def test_the_mean_of_several_more_values_is_expected_in_a_narrower_interval():
+    width = prediction_half_width([1, 2, 3, 4, 5], of=4)
+    assert width == pytest.approx(2.776445 * math.sqrt(2.5) * math.sqrt(0.25 + 0.2), rel=1e-6)
+    assert verdict([1, 2, 3, 4, 5], 3 + width * 1.001).word == "inside"
+    assert verdict([1, 2, 3, 4, 5], 3 + width * 1.001, of=4).word == "outside"
+
+
 def test_interval_of_two_values_uses_the_wide_t_of_one_degree_of_freedom():
     assert over_seeds([0.0, 1.0]).half_width == pytest.approx(12.7062 * math.sqrt(0.5) / math.sqrt(2), rel=1e-5)
 

@@ -1,0 +1,83 @@
+"""Nearest neighbours and ranks against the whole matrix of distances, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hypimg.geometry import poincare as pb
+from hypimg.geometry import retrieval
+
+cases = given(seed=st.integers(0, 2**31), c=st.sampled_from([0.0, 1e-3, 0.1, 1.0, 10.0]))
+
+
+def sets(points, seed, c):
+    unit = c or 1.0
+    return points(seed, 9, 5, unit, torch.float32, 0.01), points(seed + 1, 40, 5, unit, torch.float32, 0.01)
+
+
+@settings(max_examples=30)
+@cases
+def test_topk_finds_the_nearest_in_order(points, seed, c):
+    x, y = sets(points, seed, c)
+    distances, indices = retrieval.topk(x, y, c, 7)
+    whole = pb.cdist(x.double(), y.double(), c, "exact")
+    nearest = whole.sort(dim=1).values[:, :7]
+    torch.testing.assert_close(distances.double(), nearest, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(distances.double(), whole.gather(1, indices), rtol=2e-6, atol=1e-12)
+    assert bool((distances.diff(dim=1) >= 0).all())
+
+
+def test_a_query_that_is_in_the_gallery_is_its_own_nearest(points):
+    y = points(0, 40, 5, 1.0, torch.float32)
+    distances, indices = retrieval.topk(y, y, 1.0, 1)
+    assert torch.equal(distances, torch.zeros(40, 1))
+    assert torch.equal(y[indices[:, 0]], y)
+
+
+@settings(max_examples=30)
+@cases
+def test_ranks_are_places_in_the_sorted_gallery(points, seed, c):
+    x, y = sets(points, seed, c)
+    x, y = x.double(), y.double()
+    generator = torch.Generator().manual_seed(seed)
+    matches = torch.rand(9, 40, generator=generator).argsort(dim=1)[:, :6]
+    matches[2, 3:] = -1
+    exclude = torch.tensor([[0, 1, -1]]).expand(9, 3).contiguous()
+    ranks = retrieval.rank_by_distance(x, y, c, matches)
+    kept = retrieval.rank_by_distance(x, y, c, matches, exclude)
+    whole = pb.cdist(x, y, c, "exact")
+    for i in range(9):
+        for place, match in enumerate(matches[i].tolist()):
+            if match < 0:
+                assert ranks[i, place] == kept[i, place] == -1
+                continue
+            # A matrix product knows ‖x − y‖² to 1e-15, so which of two distances is smaller to about 1e-7 near 0.
+            surely, perhaps = whole[i] < whole[i, match] - 1e-7, whole[i] < whole[i, match] + 1e-7
+            perhaps[match] = False
+            assert int(surely.sum()) <= int(ranks[i, place]) <= int(perhaps.sum())
+            assert match < 2 or int(surely[2:].sum()) <= int(kept[i, place]) <= int(perhaps[2:].sum())
+
+
+def test_blocks_change_nothing(points, monkeypatch):
+    x, y = sets(points, 3, 1.0)
+    matches = torch.arange(27).reshape(9, 3)
+    one = (*retrieval.topk(x, y, 1.0, 5), retrieval.rank_by_distance(x, y, 1.0, matches))
+    monkeypatch.setattr(retrieval, "BLOCK", 80)
+    many = (*retrieval.topk(x, y, 1.0, 5), retrieval.rank_by_distance(x, y, 1.0, matches))
+    for a, b in zip(one, many, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_wrong_arguments_are_refused(points):
+    x, y = sets(points, 0, 1.0)
+    with pytest.raises(ValueError, match="k must be from 1 to"):
+        retrieval.topk(x, y, 1.0, 41)
+    with pytest.raises(ValueError, match=r"x must be \[n, d\]"):
+        retrieval.topk(x[0], y, 1.0, 1)
+    with pytest.raises(ValueError, match="must hold indices"):
+        retrieval.rank_by_distance(x, y, 1.0, torch.full((9, 1), 40))
+    with pytest.raises(ValueError, match="matches must be int64"):
+        retrieval.rank_by_distance(x, y, 1.0, torch.zeros(9, 1))
