@@ -15,7 +15,7 @@ ARGS ?=
 TABLE_ARGS = $(if $(BUDGET),budget=$(BUDGET)) $(if $(SEEDS),seeds=$(SEEDS)) jobs=$(JOBS) device=$(DEVICE) \
 	$(if $(ONLY),only='$(ONLY)') $(if $(FRESH),fresh=$(FRESH)) $(ARGS)
 
-.PHONY: help setup demo test test-all lint data reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table3-curvature \
+.PHONY: help setup demo test test-all lint data hyperbolicity reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table3-curvature \
 	reproduce-fig1 reproduce-fig3 reproduce-fig5 benchmark clean
 
 help:  ## list the targets
@@ -45,6 +45,9 @@ lint: setup  ## ruff and mypy, as CI runs them
 
 data: setup  ## which data sets are found, what is missing, where to get it; fills the store
 	@$(RUN) scripts/prepare_data.py $(ARGS)
+
+hyperbolicity: setup  ## how hyperbolic is a folder of images, and which c: ARGS='images=photos/'
+	@$(RUN) scripts/hyperbolicity.py $(ARGS)
 
 reproduce-table1: setup  ## HIE Table 1: δ of the disk, the hemisphere, the sphere and a tree (a minute)
 	@$(RUN) scripts/reproduce.py hie_table1 $(TABLE_ARGS)

@@ -13,7 +13,9 @@ NEAR = 0.2
 # Above this share of near pairs, differences of all pairs cost less than mending the near ones.
 MANY = 0.08
 
-BLOCK = 1 << 20  # pairs worked on at a time: a few buffers of this size fit the cache
+SMALL = 1e-37  # against 0/0
+
+BLOCK = 1 << 18  # pairs worked on at a time: a few buffers of this size fit the cache
 GATHERED = 1 << 17  # numbers gathered at a time
 
 
@@ -83,7 +85,7 @@ class Pairs(torch.autograd.Function):
         xx, yy = ((t * t).sum(-1, keepdim=True) for t in (x, y))
         for rows in _blocks(d):
             root = roots(x[..., rows, :], y, a[..., rows, :], b, xx[..., rows, :], yy, mode)
-            d[..., rows, :] = arsinh_(root, c).mul_(2)
+            d[..., rows, :] = arsinh_(root, c, times=2)
         return d
 
     @staticmethod
@@ -104,8 +106,8 @@ class Pairs(torch.autograd.Function):
             here = (x[..., rows, :], y, a[..., rows, :], b, xx[..., rows, :], yy)
             root = sinh(0.5 * d[..., rows, :], c)  # √q
             q = root * root
-            slope = torch.where(root > 0, root * (1 + c * q).sqrt(), torch.inf)
-            by_q = grad[..., rows, :] / slope
+            # 1/√(q + c q²) as √q/(q √(1 + c q)): 0 where the points coincide
+            by_q = root / ((c * q + 1).sqrt_() * (q + SMALL)) * grad[..., rows, :]
             weighed = by_q * q  # by a and b: Σ ∂d/∂q q / a
             of_a.append(weighed.sum(-1, keepdim=True) / here[2])
             of_b = of_b + weighed.sum(-2).unsqueeze(-1) / b

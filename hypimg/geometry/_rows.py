@@ -213,10 +213,10 @@ def gap(x: Tensor, y: Tensor, sign: int = -1, f: Tensor | None = None) -> Tensor
 
 
 def move(a: Tensor, b: Tensor, x: Tensor, y: Tensor, sign: int, f: Tensor | None = None) -> Tensor:
-    """a (f y + sign x) + b x with numbers a, b, f per row, all in the vectors' dtype."""
+    """a (f y + sign x) + b x with numbers a, b, f per row, in the vectors' dtype."""
     x, y = torch.broadcast_tensors(x, y)
-    rows = (*x.shape[:-1], 1)
-    return _Move.apply(a.expand(rows), b.expand(rows), x, y, f, sign)
+    a, b = (t.to(x.dtype).expand(*x.shape[:-1], 1) for t in (a, b))
+    return _Move.apply(a, b, x, y, f, sign)
 
 
 def _even(t: Tensor, series: tuple[float, ...], closed: Callable[[Tensor], Tensor]) -> Tensor:
@@ -306,14 +306,14 @@ def root_of(c: Scalar) -> Scalar:
     return c.clamp(min=_SMALLEST_C).sqrt() if isinstance(c, Tensor) else math.sqrt(max(c, _SMALLEST_C))
 
 
-def arsinh_(z: Tensor, c: Scalar) -> Tensor:
-    """arsinh(√c z)/√c in place, for z ≥ 0; z at c = 0."""
+def arsinh_(z: Tensor, c: Scalar, times: float = 1.0) -> Tensor:
+    """times · arsinh(√c z)/√c in place, for z ≥ 0; times · z at c = 0."""
     root = root_of(c)
     w = z.mul_(root)
     # log1p instead of asinh, which is ten times slower on CPU.
     square = w * w
     rest = (square + 1).sqrt_().add_(1)
-    return w.add_(square.div_(rest)).log1p_().div_(root)
+    return w.add_(square.div_(rest)).log1p_().mul_(times / root)
 
 
 def sinh(d: Tensor, c: Scalar) -> Tensor:

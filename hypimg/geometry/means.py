@@ -194,7 +194,7 @@ def _choose(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
 def _newton(here: _Pull, w: Tensor, c: Tensor) -> Tensor:
     """Newton's step H⁻¹ Σ w log_m(x_i). H decides how fast the iteration is, not where it ends: float32 will do."""
     m, difference, near, back, force = (t.float() for t in (here.m, *here[1:4], here.force))
-    logs = near * difference - back * m.unsqueeze(-2)
+    logs = torch.addcmul(near * difference, back, m.unsqueeze(-2), value=-1)
     with torch.autocast(m.device.type, enabled=False):
         return _over_hessian(force, logs, here.theta2, w, 2 / alpha_of(here.m, c), c).double()
 

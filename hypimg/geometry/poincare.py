@@ -70,8 +70,9 @@ def mobius_add(x: Tensor, y: Tensor, c: Scalar) -> Tensor:
     x, y: [..., d], inside the ball.  Returns [..., d].  (−x) ⊕ x = 0 exactly.   Source: HIE, equation 6.
     """
     x, y = prepare(c, x, y)
-    alpha, beta, cs = (t.to(x.dtype) for t in (alpha_of(x, c), alpha_of(y, c), c * gap(x, y, 1)))
-    denominator = alpha * beta + cs
+    # In float64 to the end: near the sphere terms of the coefficients' derivatives cancel.
+    alpha, cs = alpha_of(x, c), c * gap(x, y, 1)
+    denominator = alpha * alpha_of(y, c) + cs
     return move(alpha / denominator, cs / denominator, x, y, 1)
 
 
@@ -115,16 +116,15 @@ def expmap(x: Tensor, v: Tensor, c: Scalar) -> Tensor:
     x, v = torch.broadcast_tensors(*prepare(c, x, v))
     alpha = alpha_of(x, c)
     t = c * square_of(v) / alpha.square()
-    beyond, near = t > ALMOST_ONE, t.clamp(max=ALMOST_ONE).to(v.dtype)
+    beyond, near = t > ALMOST_ONE, t.clamp(max=ALMOST_ONE)
     sinh = sinhc(near)
     cosh2 = 1 + near * sinh * sinh
-    shrink = torch.where(beyond, torch.where(beyond, t, 1.0).rsqrt().to(v.dtype), sinh * cosh2.rsqrt())
+    shrink = torch.where(beyond, torch.where(beyond, t, 1.0).rsqrt(), sinh * cosh2.rsqrt())
     # x ⊕ f v as in `mobius_add`; there 1 − c‖f v‖² is 1/cosh²(√t), which near the sphere the rounded f v has lost.
-    alpha = alpha.to(x.dtype)
-    f = shrink / alpha
+    f: Tensor | None = (shrink / alpha).to(v.dtype)
     if torch.compiler.is_compiling():  # which keeps f v or not as it sees fit
-        v, f = f * v, torch.ones_like(f)
-    cs = (c * gap(x, v, 1, f)).to(x.dtype)
+        v, f = (shrink / alpha).to(v.dtype) * v, None
+    cs = c * gap(x, v, 1, f)
     denominator = alpha / cosh2 + cs
     return move(alpha / denominator, cs / denominator, x, v, 1, f)
 

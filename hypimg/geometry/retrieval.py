@@ -34,7 +34,7 @@ def topk(x: Tensor, y: Tensor, c: Scalar, k: int) -> tuple[Tensor, Tensor]:
         nearest = order.topk(k, dim=1, largest=False).indices
         step = y[nearest] - x[rows].unsqueeze(1)  # [rows, k, d]
         root = step.mul_(step).sum(-1).mul_(a[rows]).mul_(b[nearest, 0]).sqrt_()
-        exact, by_distance = arsinh_(root, c).mul_(2).sort(dim=1, stable=True)
+        exact, by_distance = arsinh_(root, c, times=2).sort(dim=1, stable=True)
         distances[rows], indices[rows] = exact, nearest.gather(1, by_distance)
     return distances, indices
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hypimg.errors import UserError
 from hypimg.geometry import means, poincare
-from hypimg.nn.linear import HyperbolicMLR
+from hypimg.nn.linear import HIEMLR, HyperbolicMLR
 
 BALL_MARGIN = 1e-3  # HIE clips at norm (1 − 1e-3)/√c; geoopt's float32 default is 4e-3
 
@@ -200,6 +200,14 @@ class PoincareBall(Space):
         """Tangent vectors at the origin → points of the ball that keep its margin."""
         return poincare.expmap0(v, self.curvature, self.margin)
 
+    def project(self, points: Tensor) -> Tensor:
+        """Points beyond the margin, shortened to it."""
+        return poincare.project(points, self.curvature, self.margin)
+
+    def mobius_add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x ⊕ y [..., d], not projected."""
+        return poincare.mobius_add(x, y, self.curvature)
+
     def embed(self, features: Tensor) -> Tensor:
         if self.clip_features is not None:
             # Shortening to r is projecting into a ball of radius r.
@@ -266,8 +274,8 @@ class HIEBall(PoincareBall):
       0.99896, nearer to the origin by 0.035. With a margin below 1e-3 it may be NaN.
     - the gradient is rescaled by default, as in every run of the official code, by the initial c even if c is learned.
 
-    The hyperplanes are ours: the official ones leave the ball (`HyperbolicMLR`), and their arsinh is wrong below −1e3.
-    A learnable c is held as in PoincareBall; the official one is free.
+    official_mlr: take the official hyperplanes too (`HIEMLR`). By default they are ours: the official ones turn NaN.
+    M ⊗ x (`MobiusLinear`) is ours. A learnable c is held as in PoincareBall; the official one is free.
     """
 
     def __init__(
@@ -277,27 +285,38 @@ class HIEBall(PoincareBall):
         margin: float = BALL_MARGIN,
         clip_features: float | None = None,
         rescale_gradient: bool = True,
+        official_mlr: bool = False,
     ):
         super().__init__(c, learn_c, margin, clip_features, rescale_gradient)
+        self.official_mlr = official_mlr
 
     def _metric_c(self) -> float:
         return self.start_c
 
-    def expmap0(self, v: Tensor) -> Tensor:
+    def unclipped_expmap0(self, v: Tensor) -> Tensor:
+        """exp₀ without the projection: from √c ‖v‖ ≥ 9.02 on, float32 puts the point on the sphere."""
         v = _single(v)
-        root_c = self.curvature**0.5
-        s = root_c * _floored_norm(v)
-        x = s.clamp(-_OFFICIAL_TANH_LIMIT, _OFFICIAL_TANH_LIMIT).tanh() * v / s
-        norm, longest = _floored_norm(x), (1 - self.margin) / root_c
-        return torch.where(norm > longest, x / norm * longest, x)
+        s = self.curvature**0.5 * _floored_norm(v)
+        return s.clamp(-_OFFICIAL_TANH_LIMIT, _OFFICIAL_TANH_LIMIT).tanh() * v / s
 
-    def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        x, y = _single(-x), _single(y)
+    def expmap0(self, v: Tensor) -> Tensor:
+        return self.project(self.unclipped_expmap0(v))
+
+    def project(self, points: Tensor) -> Tensor:
+        points = _single(points)
+        norm, longest = _floored_norm(points), (1 - self.margin) / self.curvature**0.5
+        return torch.where(norm > longest, points / norm * longest, points)
+
+    def mobius_add(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = _single(x), _single(y)
         c = self.curvature
         xy, xx, yy = ((a * b).sum(-1, keepdim=True) for a, b in ((x, y), (x, x), (y, y)))
         numerator = (1 + 2 * c * xy + c * yy) * x + (1 - c * xx) * y
-        moved = numerator / (1 + 2 * c * xy + c**2 * xx * yy + _OFFICIAL_EPS)
-        return 2 / c**0.5 * _official_artanh(c**0.5 * moved.norm(dim=-1))
+        return numerator / (1 + 2 * c * xy + c**2 * xx * yy + _OFFICIAL_EPS)
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        root_c = self.curvature**0.5
+        return 2 / root_c * _official_artanh(root_c * self.mobius_add(-x, y).norm(dim=-1))
 
     def cdist(self, x: Tensor, y: Tensor) -> Tensor:
         return self.dist(x.unsqueeze(-2), y.unsqueeze(-3))
@@ -320,6 +339,12 @@ class HIEBall(PoincareBall):
             w = w * weights.unsqueeze(-1)
         mean = (w * k).sum(dim) / w.sum(dim)
         return mean / (1 + (1 - c * (mean * mean).sum(-1, keepdim=True)).sqrt())
+
+    def hyperplanes(self, in_features: int, classes: int) -> nn.Module:
+        return (HIEMLR if self.official_mlr else HyperbolicMLR)(in_features, classes, ball=self)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ", official_mlr=True" * self.official_mlr
 
 
 def _single(x: Tensor) -> Tensor:

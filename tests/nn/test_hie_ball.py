@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hypimg.geometry import poincare
+from hypimg.nn.linear import HIEMLR, HyperbolicMLR
 from hypimg.nn.spaces import HIEBall, PoincareBall
 
 f32 = np.float32
@@ -21,17 +22,40 @@ def artanh(x):
 def embed(v, c):
     root = f32(c) ** f32(0.5)
     norm = max(np.linalg.norm(v), EPS)
-    x = np.tanh(np.clip(root * norm, f32(-15), f32(15))) * v / (root * norm)
-    norm, longest = max(np.linalg.norm(x), EPS), f32(1 - 1e-3) / root
+    return project(np.tanh(np.clip(root * norm, f32(-15), f32(15))) * v / (root * norm), c)
+
+
+def project(x, c):
+    norm, longest = max(np.linalg.norm(x), EPS), f32(1 - 1e-3) / f32(c) ** f32(0.5)
     return x / norm * longest if norm > longest else x
 
 
+def add(x, y, c):
+    c, xy, xx, yy = f32(c), x @ y, x @ x, y @ y
+    return ((1 + 2 * c * xy + c * yy) * x + (1 - c * xx) * y) / (1 + 2 * c * xy + c * c * xx * yy + EPS)
+
+
 def dist(x, y, c):
-    x, c = -x, f32(c)
-    xy, xx, yy = x @ y, x @ x, y @ y
-    moved = ((1 + 2 * c * xy + c * yy) * x + (1 - c * xx) * y) / (1 + 2 * c * xy + c * c * xx * yy + EPS)
+    root = np.sqrt(f32(c))
+    return f32(2) / root * artanh(root * np.linalg.norm(add(-x, y, c)))
+
+
+def logmap0(x, c):
+    root, norm = np.sqrt(f32(c)), max(np.linalg.norm(x), EPS)
+    return x / norm / root * artanh(root * norm)
+
+
+def logit(x, q, a_raw, c):
+    """One class: p = exp₀(q), not projected, a = a_raw (1 − c‖p‖²), and the official arsinh."""
+    c = f32(c)
     root = np.sqrt(c)
-    return f32(2) / root * artanh(root * np.linalg.norm(moved))
+    norm = max(np.linalg.norm(q), EPS)
+    p = np.tanh(np.clip(root * norm, f32(-15), f32(15))) * q / (root * norm)
+    a = a_raw * (1 - c * (p @ p))
+    z = add(-p, x, c)
+    t = 2 * root * (z @ a) / ((1 - c * (z @ z)) * np.linalg.norm(a))
+    arsinh = np.log(max(t + np.sqrt(1 + t * t), EPS))
+    return 2 / (1 - c * (p @ p)) * np.linalg.norm(a) / root * arsinh
 
 
 def klein_mean(points, c):
@@ -61,7 +85,17 @@ def test_hie_ball_is_the_official_arithmetic(c):
     )
     torch.testing.assert_close(ball.dist0(x), to_origin.float(), rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(ball.midpoint(inside), torch.tensor(klein_mean(rows, c)), rtol=1e-4, atol=1e-6)
+    logs = torch.tensor(np.stack([logmap0(row, c) for row in rows]))
+    torch.testing.assert_close(ball.logmap0(inside), logs, rtol=1e-5, atol=0)
     torch.testing.assert_close(ball.logmap0(inside), poincare.logmap0(inside, c), rtol=1e-4, atol=1e-6)
+    sums = torch.tensor(np.stack([add(a, b, c) for a, b in zip(rows, inside.roll(1, 0).numpy(), strict=True)]))
+    torch.testing.assert_close(ball.mobius_add(inside, inside.roll(1, 0)), sums, rtol=1e-4, atol=1e-6)
+    clipped = torch.tensor(np.stack([project(row, c) for row in 2 * rows]))
+    torch.testing.assert_close(ball.project(2 * inside), clipped, rtol=1e-6, atol=0)
+    head = HIEBall(c, official_mlr=True).hyperplanes(5, 3)
+    q, a = head.offset.detach().numpy(), head.normal.detach().numpy()
+    logits = torch.tensor([[logit(row, q[k], a[k], c) for k in range(3)] for row in rows])
+    torch.testing.assert_close(head(inside), logits, rtol=1e-3, atol=1e-4)
 
 
 def test_no_official_distance_exceeds_12_2():
@@ -113,3 +147,36 @@ def test_official_gradients_are_rescaled_by_the_initial_c():
     factor = (1 - 0.5 * plain.detach().square().sum(-1, keepdim=True)).square() / 4
     torch.testing.assert_close(rescaled, gradient * factor)
     assert HIEBall().rescale_gradient and not PoincareBall().rescale_gradient
+
+
+def test_official_logits_are_near_ours_inside_the_ball_and_share_their_parameters():
+    torch.manual_seed(0)
+    official, ours = (HIEBall(1.0, official_mlr=chosen).hyperplanes(2, 10) for chosen in (True, False))
+    assert type(official) is HIEMLR and type(ours) is HyperbolicMLR
+    ours.load_state_dict(official.state_dict())
+    x = HIEBall(1.0).embed(0.5 * torch.randn(64, 2))
+    error = (official(x) - ours(x)).abs().max().item()
+    assert 1e-7 < error < 1e-3
+    torch.testing.assert_close(official.normals, ours.normals)
+    assert "official_mlr=True" in repr(official) and "official_mlr" not in repr(ours)
+
+
+def test_official_logits_are_nan_from_a_far_offset():
+    head = HIEBall(1.0, official_mlr=True).hyperplanes(2, 10)
+    with torch.no_grad():
+        head.offset[3] = torch.tensor([9.1, 0.0])
+    logits = head(HIEBall(1.0).embed(torch.randn(5, 2)))
+    assert logits[:, 3].isnan().all() and logits[:, :3].isfinite().all()
+
+
+def test_official_arsinh_is_wrong_for_large_negative_arguments():
+    """At −1e4 it gives −11.51 for −9.90: x + √(1 + x²) is 0 in float32 and held at 1e-5."""
+    c = 1.0
+    head = HIEBall(c, official_mlr=True).hyperplanes(2, 1)
+    with torch.no_grad():
+        head.offset.zero_()
+        head.normal.copy_(torch.tensor([[1.0, 0.0]]))
+    x = torch.tensor([[-0.9999, 0.0], [0.9999, 0.0]])  # 2 x₁/(1 − c‖x‖²) is ∓ 1e4
+    below, above = head(x)[:, 0].tolist()
+    assert below == pytest.approx(2 * -11.5129, rel=1e-4)
+    assert above == pytest.approx(2 * 9.9035, rel=2e-2)  # the 1e-5 in the denominator of ⊕ makes 1 %
