@@ -16,7 +16,7 @@ TABLE_ARGS = $(if $(BUDGET),budget=$(BUDGET)) $(if $(SEEDS),seeds=$(SEEDS)) jobs
 	$(if $(ONLY),only='$(ONLY)') $(if $(FRESH),fresh=$(FRESH)) $(ARGS)
 
 .PHONY: help setup demo test test-all lint data hyperbolicity reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table3-curvature \
-	reproduce-fig1 reproduce-fig3 reproduce-fig5 benchmark clean
+	reproduce-fig1 reproduce-fig3 reproduce-fig5 benchmark benchmark-geometry clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-28s %s\n", $$1, $$2}'
@@ -72,6 +72,14 @@ reproduce-fig5: setup  ## HIE Figure 5: the distributions behind Table 3, from i
 
 benchmark: setup  ## speed of the training loop, both arms in one process; one JSON line each
 	@$(RUN) benchmarks/training.py
+
+benchmark-geometry: setup  ## speed and digits of the geometry against geoopt and HypLL; rewrites their tables (12 minutes)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(RUN) benchmarks/geometry.py > benchmarks/geometry.jsonl
+	$(RUN) benchmarks/means.py
+	$(RUN) benchmarks/gromov.py > benchmarks/gromov.jsonl
+	$(RUN) benchmarks/speed_report.py
+	$(RUN) benchmarks/numerics.py
 
 clean:  ## remove what tools left behind; runs, results, data and .venv stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info outputs multirun

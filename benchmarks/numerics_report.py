@@ -1,6 +1,8 @@
 """Draws the numerics report from numerics.jsonl, which numerics.py writes: numerics.md and numerics.{png,pdf,txt}.
 
 python benchmarks/numerics_report.py
+
+The README quotes the table.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypimg.figures import CLASS_COLOURS, INK, PAGE_WIDTH, save, style
+from hypimg.tables.render import readme_section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,8 +78,8 @@ def missed(records: list[Record]) -> list[str]:
     return lines
 
 
-def table(about: dict[str, Any], records: list[Record]) -> str:
-    """The report as Markdown."""
+def errors(records: list[Record]) -> str:
+    """The table of largest errors: a line per operation and library."""
     heads = ["operation", "library", *BANDS, "goal", "d(x, x)", "non-finite values", "non-finite gradients"]
     rows = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
     for operation, (_, goal) in ERRORS.items():
@@ -91,10 +94,14 @@ def table(about: dict[str, Any], records: list[Record]) -> str:
             ]
             ours = f"≤ {goal:g}" if goal is not None and library == "hypimg" else ""
             rows.append([operation, NAMES[library], *cells, ours, number(worst(chosen, "of_equal")), *lost])
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def table(about: dict[str, Any], records: list[Record]) -> str:
+    """The report as Markdown."""
     matmul = worst(records, "square_error")
     curvatures = ", ".join(f"{c:g}" for c in sorted({r["c"] for r in records}))
     dimension = about["dimension"]
-    lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"""# Float32 accuracy, from the origin to the sphere
 
 Written by `python benchmarks/numerics.py` with {", ".join(f"{name} {about[name]}" for name in PACKAGES)}.
@@ -108,8 +115,7 @@ against {about["digits"]}-digit arithmetic on the same float32 numbers and the c
 - MLR: over the largest logit of the row. Near p (at a distance of 0.6/√c), where rounding x alone moves small logits:
   in units of what one rounding of x, one of p and one of the logit make of it.
 
-{lines}
-
+{errors(records)}
 Non-finite values are left out of the errors and counted over all norms; of gradients, rows are counted. HypLL's
 exponential map projects to norm (1 − 4e-3)/√c, which is its error near the sphere; nothing else is projected.
 `cdist` in mode matmul is as right as its ‖x − y‖², whose error is at most {number(matmul)} · 1e-7 (‖x‖² + ‖y‖²) here.
@@ -182,9 +188,12 @@ def caption(records: list[Record]) -> str:
 
 
 def main() -> None:
-    """Write the table and the figure; say which goals are missed."""
+    """Write the table, the README's copy of it, and the figure; say which goals are missed."""
     about, records = read()
     RECORDS.with_suffix(".md").write_text(table(about, records), encoding="utf-8")
+    readme = RECORDS.parents[1] / "README.md"
+    if readme.is_file():
+        readme_section(readme, "numerics", errors(records))
     draw(records)
     for line in missed(records):
         print(f"missed: {line}")

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
+import inspect
+import json
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
 import hypimg
 from hypimg import config, launch, run
+from hypimg.models import encoders
 from hypimg.tables import manifest as manifests
 from hypimg.tables import render, runner
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 MAKEFILE = (ROOT / "Makefile").read_text()
-FOLDERS = "benchmarks|configs|docs|experiments|hypimg|scripts|tests"
+FOLDERS = "benchmarks|configs|docs|experiments|hypimg|results|scripts|tests"
 IN_REPOSITORY = re.compile(rf"(?:{FOLDERS})/[\w./-]*|\w[\w-]*\.(?:py|toml|txt|md)")
 NAMED_AS_WRONG = {"utils.py"}
 EXAMPLE = "evaluator=worst_class"  # of CONTRIBUTING; the last tests put it in place
 FILES_OF_A_RUN = {"config.yaml", "metrics.csv", "environment.json", "summary.json"}
 FOLDERS_OF_A_RUN = {"checkpoints/", "evaluations/", "figures/"}
+MEASURED = {"numerics", "speed"}  # sections of the README that benchmarks write, not tables
+DOCUMENTED = ("geometry.gromov", "geometry.hyperplanes", "geometry.means", "geometry.poincare", "geometry.retrieval")
 
 
 def _blocks(text: str, language: str) -> list[tuple[int, str]]:
@@ -59,6 +67,7 @@ def _script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their module
     spec.loader.exec_module(module)
     return module
 
@@ -93,6 +102,13 @@ def test_every_make_target_and_setting_named_exists(name: str) -> None:
     for words in made:
         assert {word for word in words[1:] if "=" not in word} <= targets, words
         assert {word.partition("=")[0] for word in words[1:] if "=" in word} <= settings, words
+        for given in words[2:] if words[1] == "hyperbolicity" else ():
+            _script("hyperbolicity").parse(shlex.split(given.removeprefix("ARGS=")))
+
+
+def test_the_readme_names_every_target_that_reproduces_a_table_or_a_figure() -> None:
+    targets = set(re.findall(r"^(reproduce-[a-z0-9-]+):", MAKEFILE, re.MULTILINE))
+    assert targets == {words[1] for words in COMMANDS["README.md"] if words[:1] == ["make"] and "reproduce" in words[1]}
 
 
 def test_the_readme_names_the_test_command_and_each_setting_of_a_table() -> None:
@@ -123,6 +139,12 @@ def test_every_python_command_is_one_that_its_program_takes(name: str) -> None:
             options, settings = _script("evaluate").parse(arguments)
             evaluator = config.compose_group("evaluator", options.get("evaluator", "accuracy"))
             assert all(OmegaConf.select(evaluator, word.partition("=")[0]) is not None for word in settings), words
+        elif program == "scripts/hyperbolicity.py" and "--help" not in arguments:
+            options = _script("hyperbolicity").parse(arguments)
+            assert not options["dataset"] or config.compose_group("dataset", options["dataset"])
+            assert not options["encoder"] or encoders._torchvision_weights(options["encoder"])
+        elif program == "scripts/reproduce.py":
+            manifests.load(_script("reproduce").parse(arguments)[0])
 
 
 def _check_training(arguments: list[str]) -> None:
@@ -143,11 +165,66 @@ def test_every_override_named_in_the_readme_composes() -> None:
         config.compose(together)
 
 
-@pytest.mark.parametrize("name", re.findall(r"<!-- results:(\w+) -->", README))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"<!-- results:(\w+) -->", README)) - MEASURED))
 def test_the_readmes_tables_are_those_of_the_committed_results(name: str) -> None:
     table = render.render(manifests.load(name))["table.md"]
     fresh = render.readme_section(ROOT / "README.md", name, table, check=True)
     assert fresh, f"stale: python scripts/reproduce.py {name} render=1"
+
+
+@pytest.fixture
+def benchmark(monkeypatch) -> Callable[[str], ModuleType]:
+    """A module of benchmarks/."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_the_readmes_measurements_are_those_of_the_committed_lines(benchmark) -> None:
+    speed, numerics = benchmark("speed_report"), benchmark("numerics_report")
+    sections = {"speed": speed.markdown(*speed.read()), "numerics": numerics.errors(numerics.read()[1])}
+    assert sections.keys() == MEASURED
+    for name, text in sections.items():
+        assert f"<!-- results:{name} -->" in README
+        fresh = render.readme_section(ROOT / "README.md", name, text, check=True)
+        assert fresh, f"stale: python benchmarks/{name}_report.py"
+    assert (ROOT / "benchmarks" / "speed.md").read_text() == speed.page(*speed.read())
+
+
+def test_a_table_of_speed_judges_goals_on_one_thread_and_says_what_is_missing(benchmark, tmp_path: Path) -> None:
+    report = benchmark("speed_report")
+    line = {"case": "cdist 9 x 9 x 2, forward + backward, auto", "peer": "geoopt broadcast", "goal": ">= 190"}
+    line |= {"saved MB": 5.0, "saved goal": "<= 4.6", "geoopt saved MB": 540.5, "error": 2e-7, "torch": "2", "ms": 1.0}
+    one, two = ({**line, "ratio": ratio, "threads": threads} for ratio, threads in ((189.9, 1), (191.0, 2)))
+    lines = [{**two, "device": "CPU"}, {**one, "device": "CPU"}, {**one, "device": "NVIDIA H", "ratio": 900.0}]
+    (tmp_path / "geometry.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    text = report.markdown(*report.read(tmp_path))
+    assert "| work | peer | goal | 1 thread | 2 threads | NVIDIA H | goal met | besides |" in text
+    kept = "5 MB kept for backward (≤ 4.6, **missed**, geoopt 540)"
+    row = f"| cdist 9 × 9 × 2, auto | geoopt broadcast | ≥ 190 × | 189.9 × | 191 × | 900 × | **missed** | {kept} |"
+    assert row in text and "0 of 2 met" in text
+    assert "Not measured here: `python benchmarks/means.py`" in text
+    (tmp_path / "geometry.jsonl").write_text(json.dumps({**one, "device": "CPU", "ratio": 190.0, "saved MB": 4.6}))
+    assert "2 of 2 met" in report.markdown(*report.read(tmp_path))
+
+
+def _public(name: str) -> list[tuple[str, str]]:
+    """(name, docstring) of the functions and layers that a module defines for others."""
+    module = importlib.import_module(f"hypimg.{name}")
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+    kinds = [v for v in own if inspect.isfunction(v) or (inspect.isclass(v) and issubclass(v, nn.Module))]
+    return [(v.__name__, inspect.cleandoc(v.__doc__ or "")) for v in kinds if not v.__name__.startswith("_")]
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTED, "nn.linear"])
+def test_every_public_function_says_its_shapes_and_its_source(name: str) -> None:
+    documented = _public(name)
+    assert documented
+    for function, text in documented:
+        assert len(text.splitlines()) > 1, f"{function} has no docstring to speak of"
+        assert re.search(r"\[[^\]]*\]", text), f"{function} names no shape"
+        assert re.search("[Ss]ource", text), f"{function} names no source"
+        if "Source: ours" not in text:
+            assert re.search(r"[=≤→‖√]", text), f"{function} has no formula"
 
 
 def test_the_citation_file_is_whole() -> None:

@@ -316,10 +316,10 @@ def arsinh_(z: Tensor, c: Scalar, times: float = 1.0) -> Tensor:
     return w.add_(square.div_(rest)).log1p_().mul_(times / root)
 
 
-def sinh(d: Tensor, c: Scalar) -> Tensor:
-    """sinh(√c d)/√c; d at c = 0."""
+def sinh(d: Tensor, c: Scalar, share: float = 1.0) -> Tensor:
+    """sinh(share √c d)/√c; share d at c = 0."""
     root = root_of(c)
-    return (root * d).sinh() / root
+    return (d * (share * root)).sinh_().div_(root)
 
 
 def arsinh_by_c(z: Tensor, c: Scalar) -> Tensor:

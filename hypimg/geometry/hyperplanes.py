@@ -12,7 +12,6 @@ from hypimg.geometry._rows import (
     arsinh_,
     arsinh_by_c,
     batched,
-    dot,
     per_batch,
     prepare,
     sinhc,
@@ -29,15 +28,16 @@ _LARGEST_OFFSET = 30.0
 class _Logits(torch.autograd.Function):
     """scale · arsinh(√c z)/√c, and z, with z_ik = λ_i ⟨x_i, w_k⟩ − (λ_i − 1) t_k: one matrix product; backward two.
 
-    x: [..., n, d], lam: [..., n, 1], w: [..., K, d], t and scale: [..., 1, K].
+    x: [..., n, d], w: [..., K, d], t and scale: [..., 1, K].
     """
 
     @staticmethod
-    def forward(x: Tensor, lam: Tensor, w: Tensor, t: Tensor, scale: Tensor, c: Scalar) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, w: Tensor, t: Tensor, scale: Tensor, c: Scalar) -> tuple[Tensor, Tensor, Tensor]:
+        lam = (2 / alpha_of(x, c)).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             z = (lam * x) @ w.mT
         z -= (lam - 1) * t
-        return arsinh_(z.abs(), c).copysign_(z).mul_(scale), z
+        return arsinh_(z.abs(), c).copysign_(z).mul_(scale), z, lam
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -47,30 +47,36 @@ class _Logits(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, grad: Tensor | None, grad_z: Tensor | None):
-        x, lam, w, t, scale, logits, z, *held = ctx.saved_tensors
+    def backward(ctx, grad: Tensor | None, grad_z: Tensor | None, grad_lam: Tensor | None):
+        x, w, t, scale, logits, z, lam, *held = ctx.saved_tensors
         c = held[0] if held else ctx.c
         to_z, to_scale, to_c = grad_z, None, None
         if grad is not None:
-            by_z = (z * z * c + 1).rsqrt() * (grad * scale)
+            by_z = (z * z).mul_(c).add_(1).rsqrt_() * grad * scale
             to_z = by_z if grad_z is None else by_z + grad_z
             # scale is 0 for a class without a direction; its length has gradient 0 there
             to_scale = (grad * logits).sum(-2, keepdim=True) / torch.where(scale > 0, scale, 1)
-            if ctx.needs_input_grad[5]:
+            if ctx.needs_input_grad[4]:
                 to_c = (grad * scale * arsinh_by_c(z, c)).sum_to_size(c.shape)
         if to_z is None:
-            return (None,) * 6
+            to_z = torch.zeros_like(z)
         with torch.autocast(x.device.type, enabled=False):
             to_scaled, to_w = to_z @ w, to_z.mT @ (lam * x)
             to_lam = (to_scaled * x).sum(-1, keepdim=True) - to_z @ t.mT
-            to_t = ((1 - lam).mT @ to_z).sum_to_size(t.shape)
-        return lam * to_scaled, to_lam, to_w, to_t, to_scale, to_c
+            to_t = (1 - lam).mT @ to_z
+        if grad_lam is not None:
+            to_lam = to_lam + grad_lam
+        slope = to_lam * lam * lam  # ∂λ/∂x = c λ² x, ∂λ/∂c = λ² ‖x‖²/2
+        if ctx.needs_input_grad[4]:
+            by_lam = (slope * (x * x).sum(-1, keepdim=True) / 2).sum_to_size(c.shape)
+            to_c = by_lam if to_c is None else to_c + by_lam
+        return lam * to_scaled + (c * slope) * x, to_w, to_t, to_scale, to_c
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
         *tensors, c = inputs
-        tensors = batched(info, in_dims[:5], tensors)
-        return _Logits.apply(*tensors, per_batch(c, in_dims[5], tensors[0])), (0, 0)
+        tensors = batched(info, in_dims[:4], tensors)
+        return _Logits.apply(*tensors, per_batch(c, in_dims[4], tensors[0])), (0, 0, 0)
 
 
 def _logits(x: Tensor, w: Tensor, t: Tensor, scale: Tensor, c: Scalar) -> Tensor:
@@ -79,15 +85,20 @@ def _logits(x: Tensor, w: Tensor, t: Tensor, scale: Tensor, c: Scalar) -> Tensor
     x: [..., d], w: [K, d], t and scale: [K, 1] in float64.  Returns [..., K].
     """
     rows = x.reshape(-1, x.shape[-1])
-    lam = (2 / alpha_of(rows, c)).to(x.dtype)
     t, scale = t.mT.to(x.dtype), scale.mT.to(x.dtype)
     if torch.compiler.is_compiling():
+        lam = (2 / alpha_of(rows, c)).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             z = (lam * rows) @ w.mT - (lam - 1) * t
         logits = scale * arsinh(z, c)
     else:
-        logits, _ = _Logits.apply(rows, lam, w, t, scale, c)
+        logits, _, _ = _Logits.apply(rows, w, t, scale, c)
     return logits.reshape(*x.shape[:-1], w.shape[0])
+
+
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    """⟨x, y⟩, [..., 1], summed in the vectors' own dtype: nothing is subtracted from it."""
+    return (x * y).sum(-1, keepdim=True).double()
 
 
 def _inverse_norm(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +107,48 @@ def _inverse_norm(a: Tensor) -> tuple[Tensor, Tensor]:
     present = square > _SHORTEST_NORMAL**2
     inverse = torch.where(present, torch.where(present, square, 1.0).rsqrt(), 0.0)
     return inverse, inverse * square
+
+
+class _Planes(torch.autograd.Function):
+    """w = a/‖a‖ + c κ p, κ = 2⟨p, a⟩/(‖a‖ β), ‖a‖ and β = 1 − c‖p‖² of p and a [..., K, d]: float64 but for w."""
+
+    @staticmethod
+    def forward(p: Tensor, a: Tensor, c: Scalar) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        beta = alpha_of(p, c)
+        inverse, norm = _inverse_norm(a)
+        kappa = 2 * inverse * _inner(p, a) / beta
+        return (inverse.to(a.dtype) * a).add_((c * kappa).to(p.dtype) * p), kappa, norm, beta
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        p, a, c = inputs
+        ctx.c = None if isinstance(c, Tensor) else c
+        ctx.save_for_backward(p, a, *output[1:], *([c] if isinstance(c, Tensor) else []))
+
+    @staticmethod
+    def backward(ctx, to_w: Tensor, to_kappa: Tensor, to_norm: Tensor, to_beta: Tensor):
+        p, a, kappa, norm, beta, *held = ctx.saved_tensors
+        c = held[0] if held else ctx.c
+        inverse = torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1.0), 0.0)
+        along_a, along_p = _inner(to_w, a), _inner(to_w, p)
+        to_kappa = to_kappa + c * along_p
+        to_inner = 2 * to_kappa * inverse / beta
+        to_beta = to_beta - to_kappa * kappa / beta
+        # of ‖a‖²: through 1/‖a‖, whose part in κ is κ‖a‖, and through ‖a‖
+        to_square = inverse * (to_norm - inverse * inverse * (along_a + to_kappa * kappa * norm)) / 2
+        scalars = (inverse, to_inner, 2 * to_square, c * kappa, -2 * c * to_beta)
+        of_a, cross, of_aa, of_p, of_pp = (t.to(p.dtype) for t in scalars)
+        to_a = (of_a * to_w).add_(cross * p).add_(of_aa * a)
+        to_p = (of_p * to_w).add_(cross * a).add_(of_pp * p)
+        to_c = None
+        if ctx.needs_input_grad[2]:
+            to_c = (kappa * along_p - to_beta * square_of(p)).sum_to_size(c.shape)
+        return to_p, to_a, to_c
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        p, a = batched(info, in_dims[:2], inputs[:2])
+        return _Planes.apply(p, a, per_batch(inputs[2], in_dims[2], p)), (0, 0, 0, 0)
 
 
 def mlr_logits(x: Tensor, p: Tensor, a: Tensor, c: Scalar, from_origin: bool = False) -> Tensor:
@@ -116,10 +169,7 @@ def mlr_logits(x: Tensor, p: Tensor, a: Tensor, c: Scalar, from_origin: bool = F
     x, p, a = prepare(c, x, p, a)
     if p.dim() != 2 or a.shape != p.shape:
         raise ValueError(f"p and a must both be [classes, d], got {tuple(p.shape)} and {tuple(a.shape)}")
-    beta = alpha_of(p, c)
-    inverse, norm = _inverse_norm(a)
-    kappa = 2 * inverse * dot(p, a) / beta
-    w = (inverse.to(a.dtype) * a).add_((c * kappa).to(p.dtype) * p)
+    w, kappa, norm, beta = _Planes.apply(p, a, c)
     return _logits(x, w, kappa, 2 * norm if from_origin else 2 * norm / beta, c)
 
 

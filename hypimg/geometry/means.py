@@ -37,7 +37,7 @@ def midpoint(x: Tensor, c: Scalar, weights: Tensor | None = None, dim: int = -2)
 
 
 class FrechetMean(NamedTuple):
-    """What `frechet_mean` found: the point and how near it is to the minimum."""
+    """What `frechet_mean` found: the point [..., d] and how near it is to the minimum."""
 
     point: Tensor  # [..., d]
     residual: Tensor  # [...], the Riemannian norm of the gradient at the point: about its distance to the mean
@@ -92,9 +92,10 @@ def frechet_variance(
 ) -> Tensor:
     """Fréchet variance Σ w d(x_i, m)² about the Fréchet mean m, or about `mean` if given, for w that sum to 1.
 
-    x, weights, dim, tolerance, steps: as in `frechet_mean`, and it raises what that raises.  mean: x's shape without
-    `dim`, inside the ball.  Returns x's shape without `dim` and without the last; 4 times the Euclidean variance at
-    c = 0.  Gradients in x, weights, c and mean.   Source: Lou et al. 2020; Poincaré ResNet, batch normalisation.
+    x: [..., n, ..., d], weights, dim, tolerance, steps: as in `frechet_mean`, and it raises what that raises.  mean:
+    x's shape without `dim`, inside the ball.  Returns x's shape without `dim` and without the last; 4 times the
+    Euclidean variance at c = 0.  Gradients in x, weights, c and mean.
+    Source: Lou et al. 2020; Poincaré ResNet, batch normalisation.
     """
     (given,) = prepare(c, x) if mean is None else prepare(c, x, mean)[:1]
     x, w, k = _sets(given, c, weights, dim)

@@ -1,9 +1,10 @@
 """The Poincaré ball { x : c‖x‖² < 1 } of sectional curvature −c, as functions on tensors.
 
 Points and vectors are [..., d] and broadcast as in torch; c ≥ 0 is a float or a 0-dim tensor (then it gets a gradient).
-c = 0 is the Euclidean limit: maps are the identity, x ⊕ y = x + y, dist = 2‖x − y‖. float32 and float64 keep their
-dtype; float16 and bfloat16 are computed and returned in float32, inside autocast too. No function looks at a value on
-the host (one documented exception: `cdist`), so all of them compile to one graph and work under vmap.
+c = 0 is the Euclidean limit: maps are the identity, x ⊕ y = x + y, dist = 2‖x − y‖; a gradient in c is one-sided there.
+float32 and float64 keep their dtype; float16 and bfloat16 are computed and returned in float32, inside autocast too. No
+function looks at a value on the host (one documented exception: `cdist`), so all of them compile to one graph and work
+under vmap. What they return for points outside the ball or NaN is finite nonsense or NaN: see `check_points`.
 """
 
 from __future__ import annotations
@@ -117,15 +118,14 @@ def expmap(x: Tensor, v: Tensor, c: Scalar) -> Tensor:
     alpha = alpha_of(x, c)
     t = c * square_of(v) / alpha.square()
     beyond, near = t > ALMOST_ONE, t.clamp(max=ALMOST_ONE)
-    sinh = sinhc(near)
-    cosh2 = 1 + near * sinh * sinh
-    shrink = torch.where(beyond, torch.where(beyond, t, 1.0).rsqrt(), sinh * cosh2.rsqrt())
-    # x ⊕ f v as in `mobius_add`; there 1 − c‖f v‖² is 1/cosh²(√t), which near the sphere the rounded f v has lost.
+    tanh = tanhc(near)
+    shrink = torch.where(beyond, torch.where(beyond, t, 1.0).rsqrt(), tanh)
+    # x ⊕ f v as in `mobius_add`; there 1 − c‖f v‖² is 1 − tanh²(√t), which near the sphere the rounded f v has lost.
     f: Tensor | None = (shrink / alpha).to(v.dtype)
     if torch.compiler.is_compiling():  # which keeps f v or not as it sees fit
         v, f = (shrink / alpha).to(v.dtype) * v, None
     cs = c * gap(x, v, 1, f)
-    denominator = alpha / cosh2 + cs
+    denominator = alpha * (1 - near * tanh * tanh) + cs
     return move(alpha / denominator, cs / denominator, x, v, 1, f)
 
 
@@ -227,12 +227,17 @@ def cdist(x: Tensor, y: Tensor, c: Scalar, mode: str = "auto") -> Tensor:
 
     x: [..., n, d], y: [..., m, d], inside the ball.  Returns [..., n, m].
 
-    mode="exact": from differences; right for near and equal pairs; no second derivative (torch.cdist has none).
-    mode="matmul": from one matrix product of width d + 2, nothing larger than n × m is stored. Its error is about
-        1e-7 (‖x‖² + ‖y‖²) in ‖x − y‖², so near pairs are wrong: in float32 d(x, x) comes out as up to 0.14/√c at norms
-        up to 0.9/√c, 11/√c at the clip sphere of margin 1e-3.
-    mode="auto": matmul if no pair is near (‖x − y‖² < 0.2 (‖x‖² + ‖y‖²)), else exact. The one function here that looks
-        at values on the host; where it cannot (compiled, vmap, CUDA graph capture) it is exact.
+    mode="exact": from differences (torch.cdist's); right for near and equal pairs, and looks at no value.
+    mode="matmul": from one matrix product of width d + 2. Its error is up to 5e-7 (‖x‖² + ‖y‖²) in ‖x − y‖², so near
+        pairs are wrong: in float32 d(x, x) comes out as up to 0.14/√c at norms up to 0.9/√c, 11/√c at the clip sphere
+        of margin 1e-3, and gradients are wrong likewise.
+    mode="auto": matmul, with the near pairs (‖x − y‖² < 0.2 (‖x‖² + ‖y‖²)) computed again from differences; where these
+        are more than 8 % of a block of rows, the block is computed as in exact. The one function here that looks at
+        values on the host; where it cannot (compiled, vmap, CUDA graph capture) it is exact.
+    Nothing larger than a block of rows and the output is held, and for the backward pass only x and y (in mode exact
+    the output too). Second derivatives exist; in mode exact, and in blocks of auto that are computed so, they hold
+    n × m × d numbers, as do first ones under torch.func.grad, since torch.cdist has no second derivative.
+    The matrix product is float32: leave torch.backends.cuda.matmul.allow_tf32 off, as it is by default.
     Source: the formula of `dist`.
     """
     x, y = prepare(c, x, y)
@@ -302,7 +307,7 @@ def check_points(x: Tensor, c: Scalar, name: str = "points") -> None:
 
     x: [..., d].  The message names the first row that is outside or not finite. It looks at values on the host, so it
     has no place in a training step. (ValueError, since geometry imports torch alone: who knows what the user can mend
-    turns it into a UserError.)
+    turns it into a UserError.)   Source: ours.
     """
     (x,) = prepare(c, x)
     inside = (c * square_of(x.detach()) < 1).flatten()

@@ -47,7 +47,7 @@ def rank_by_distance(x: Tensor, y: Tensor, c: Scalar, matches: Tensor, exclude: 
     matches, filled up with −1.  exclude: int64 [n, e], gallery indices that do not count for a query (in
     re-identification the same person seen by the same camera), filled up with −1.  Returns int64 [n, j]: 0 is the
     nearest; −1 where `matches` has −1. Gallery points equally near do not count: of ties, every one gets the best rank.
-    Raises ValueError for other shapes or dtypes and for indices beyond the gallery's size.
+    Raises ValueError for other shapes or dtypes and for indices beyond the gallery's size.   Source: ours.
     """
     x, y = _matrices(x, y, c)
     for name, index in (("matches", matches), ("exclude", exclude)):

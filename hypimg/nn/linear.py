@@ -140,6 +140,7 @@ class HIEMLR(HyperbolicMLR):
     The same parameters. What differs: p = exp₀(q) is not projected, so from √c ‖q‖ ≥ 9.02 on, float32 has λ_p = ∞ and
     the loss is NaN; z = (−p) ⊕ x is formed with the official ⊕, [..., out_features, in_features]; and arsinh(t) is
     log(max(t + √(1 + t²), 1e-5)), −11.51 for all t below about −5e4 and without digits from −1e3 on.
+    Source: the official code of HIE.
     """
 
     ball: HIEBall

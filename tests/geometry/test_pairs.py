@@ -66,7 +66,9 @@ def test_gradients_are_those_of_dist(near, blocks, mode, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["auto", "exact", "matmul"])
-def test_batches_are_a_loop(mode):
+@pytest.mark.parametrize("block", [_pairs.BLOCK, 300])
+def test_batches_are_a_loop(mode, block, monkeypatch):
+    monkeypatch.setattr(_pairs, "BLOCK", block)
     x, y = sets(20, 1e-3, 1.0)
     x, y = x.reshape(4, 10, 8), y.reshape(1, 50, 8)
     together = pb.cdist(x, y, 1.0, mode)
