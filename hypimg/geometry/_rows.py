@@ -33,8 +33,8 @@ def prepare(c: Scalar, *tensors: Tensor) -> tuple[Tensor, ...]:
     if isinstance(c, Tensor):
         if c.dim() != 0:
             raise ValueError(f"c must be a float or a 0-dim tensor, got shape {tuple(c.shape)}")
-    elif not c >= 0:
-        raise ValueError(f"c must be >= 0, got {c}")
+    elif not 0 <= c < math.inf:
+        raise ValueError(f"c must be a finite number >= 0, got {c}")
     dtype = torch.float32
     for x in tensors:
         if not x.is_floating_point():
@@ -91,7 +91,7 @@ def per_batch(c: Scalar, dim: int | None, like: Tensor) -> Scalar:
     """c under vmap: a number per batch, made to multiply `like`, whose first dimension is the batch."""
     if dim is None or not isinstance(c, Tensor):
         return c
-    c = c.movedim(dim, 0)
+    c = c.movedim(dim, 0).to(like.dtype)
     return c.reshape(*c.shape, *[1] * (like.dim() - c.dim()))
 
 
@@ -303,7 +303,10 @@ def asinhc(u: Tensor) -> Tensor:
 
 def root_of(c: Scalar) -> Scalar:
     """√c to divide by: of c = 0 it is so small a number that what follows is the Euclidean limit to the last digit."""
-    return c.clamp(min=_SMALLEST_C).sqrt() if isinstance(c, Tensor) else math.sqrt(max(c, _SMALLEST_C))
+    if isinstance(c, Tensor):
+        # A tensor of no dimension in float64 leaves float32 vectors float32 and is itself not rounded.
+        return (c.double() if c.dim() == 0 else c).clamp(min=_SMALLEST_C).sqrt()
+    return math.sqrt(max(c, _SMALLEST_C))
 
 
 def arsinh_(z: Tensor, c: Scalar, times: float = 1.0) -> Tensor:
@@ -365,9 +368,9 @@ def arsinh(z: Tensor, c: Scalar) -> Tensor:
 
 
 def safe_sqrt(q: Tensor) -> Tensor:
-    """√q for q > 0, else 0 with gradient 0."""
-    positive = q > 0
-    return torch.where(positive, torch.where(positive, q, 1.0).sqrt(), 0.0)
+    """√q, with gradient 0 at 0."""
+    zero = q == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, q).sqrt())
 
 
 def length(q: Tensor, c: Scalar, dtype: torch.dtype) -> Tensor:
@@ -378,3 +381,9 @@ def length(q: Tensor, c: Scalar, dtype: torch.dtype) -> Tensor:
 def alpha_of(x: Tensor, c: Scalar) -> Tensor:
     """1 − c‖x‖² in float64, [..., 1]."""
     return 1 - c * square_of(x, c)
+
+
+def inverse_of(x: Tensor, c: Scalar) -> Tensor:
+    """1/(1 − c‖x‖²) in the dtype of x, [..., 1]; NaN outside the ball, where it would pass for a distance's."""
+    alpha = alpha_of(x, c)
+    return torch.where(alpha > 0, 1 / alpha, torch.nan).to(x.dtype)

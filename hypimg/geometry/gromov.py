@@ -83,7 +83,7 @@ def relative_delta(distances: Tensor, base: int | Literal["all"] = 0, method: Me
     diameter = distances.detach().amax()
     if diameter == 0:
         raise ValueError("relative δ needs two different points; all distances are 0")
-    return 2 * delta / diameter
+    return (2 * delta / diameter).clamp(max=1)  # 1 is reached, and rounding passes it
 
 
 def curvature_from_delta(delta_rel: float | Tensor, constant: str = "paper") -> float:

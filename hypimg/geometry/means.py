@@ -23,17 +23,26 @@ def midpoint(x: Tensor, c: Scalar, weights: Tensor | None = None, dim: int = -2)
     x: [..., n, ..., d], inside the ball, averaged over `dim` (not the last).  weights: x's shape without its last
     dimension (or broadcasting to it), ≥ 0.  Returns x's shape without `dim`.  One point is its own midpoint. Weights
     that are all 0 give NaN. Summed in float64: L² and c‖S‖² are nearly equal near the sphere.
-    Raises ValueError for no points (n = 0) and for the last dimension as `dim`.
+    Raises ValueError for no points (n = 0), for the last dimension as `dim` and for weights of another shape.
     Source: HIE, Einstein midpoint; Poincaré ResNet, Poincaré midpoint.
     """
     (x,) = prepare(c, x)
     _check_dim(x, dim)
     lam = 2 / alpha_of(x, c)
-    w = lam.new_ones(()) if weights is None else weights.double().unsqueeze(-1)
+    w = lam.new_ones(()) if weights is None else _expanded(weights, x).unsqueeze(-1)
     total = (w * lam * x.double()).sum(dim)
     mass = (w * (lam - 1)).sum(dim)
-    length = safe_sqrt(mass.square() - c * total.square().sum(-1, keepdim=True))
+    length = safe_sqrt((mass.square() - c * total.square().sum(-1, keepdim=True)).clamp(min=0))
     return (total / (mass + length)).to(x.dtype)
+
+
+def _expanded(weights: Tensor, x: Tensor) -> Tensor:
+    """Weights in float64, a number per point."""
+    try:
+        return weights.double().expand(x.shape[:-1])
+    except RuntimeError:
+        shapes = f"{tuple(weights.shape)} for points {tuple(x.shape)}"
+        raise ValueError(f"weights must have the points' shape without its last dimension, got {shapes}") from None
 
 
 class FrechetMean(NamedTuple):
@@ -121,7 +130,7 @@ def _sets(x: Tensor, c: Scalar, weights: Tensor | None, dim: int) -> tuple[Tenso
     if weights is None:
         w = x.new_ones((x.shape[dim], 1), dtype=torch.float64)
     else:
-        w = weights.double().expand(x.shape[:-1]).unsqueeze(-1).movedim(dim, -2)
+        w = _expanded(weights, x).unsqueeze(-1).movedim(dim, -2)
     return x.double().movedim(dim, -2), w / w.sum(-2, keepdim=True), k
 
 

@@ -4,7 +4,8 @@ Points and vectors are [..., d] and broadcast as in torch; c ≥ 0 is a float or
 c = 0 is the Euclidean limit: maps are the identity, x ⊕ y = x + y, dist = 2‖x − y‖; a gradient in c is one-sided there.
 float32 and float64 keep their dtype; float16 and bfloat16 are computed and returned in float32, inside autocast too. No
 function looks at a value on the host (one documented exception: `cdist`), so all of them compile to one graph and work
-under vmap. What they return for points outside the ball or NaN is finite nonsense or NaN: see `check_points`.
+under vmap. Of NaN they return NaN; of points on or outside the sphere the distances and logarithms are NaN or infinite,
+the other functions' results mean nothing: `check_points` tells. Derivatives are those of reverse mode (no jacfwd).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from hypimg.geometry._pairs import Pairs, differences, gram
+from hypimg.geometry._pairs import Pairs, differences, product, sides
 from hypimg.geometry._rows import (
     ALMOST_ONE,
     Scalar,
@@ -23,6 +24,7 @@ from hypimg.geometry._rows import (
     asinhc,
     dot,
     gap,
+    inverse_of,
     length,
     move,
     prepare,
@@ -36,6 +38,12 @@ from hypimg.geometry._rows import (
 def _per_point(t: Scalar) -> Scalar:
     """A number per point, [...], made to multiply vectors, [..., d]."""
     return t.unsqueeze(-1) if isinstance(t, Tensor) and t.dim() else t
+
+
+def _limit(margin: float) -> float:
+    if not 0 <= margin < 1:
+        raise ValueError(f"margin must be in [0, 1), got {margin}")
+    return 1 - margin
 
 
 def conformal_factor(x: Tensor, c: Scalar) -> Tensor:
@@ -55,7 +63,7 @@ def project(x: Tensor, c: Scalar, margin: float) -> Tensor:
     on the clip sphere counts as inside.   Source: HIE, clipping after exp₀ (margin 1e-3).
     """
     (x,) = prepare(c, x)
-    limit = 1 - margin
+    limit = _limit(margin)
     t = c * square_of(x)
     outside = t > limit * limit
     scale = torch.where(outside, limit * torch.where(outside, t, 1.0).rsqrt(), 1.0)
@@ -82,12 +90,15 @@ def expmap0(v: Tensor, c: Scalar, margin: float | None = None) -> Tensor:
 
     x = tanh(√c ‖v‖) v / (√c ‖v‖).  dist(0, x) = 2‖v‖ for every c;  x = v at c = 0.
 
-    v: [..., d], any norm.  Returns [..., d].  Value and gradient are finite at v = 0.  For large ‖v‖ rounding may put x
-    on the sphere or just past it, where no distance exists: give `margin`, in (0, 1), to have the point projected in
-    the same pass: project(expmap0(v, c), c, margin).   Source: HIE, section 3.
+    v: [..., d], any norm whose square float64 holds.  Returns [..., d].  Value and gradient are finite at v = 0.  For
+    large ‖v‖ rounding may put x on the sphere or just past it, where no distance exists: give `margin`, in [0, 1), to
+    have the point projected in the same pass: project(expmap0(v, c), c, margin).   Source: HIE, section 3.
     """
     (v,) = prepare(c, v)
-    limit, reach = (1.0, ALMOST_ONE) if margin is None else (1 - margin, math.atanh(1 - margin) ** 2)
+    limit, reach = 1.0, ALMOST_ONE
+    if margin:  # tanh(√400) is 1: a margin of 0 changes nothing
+        limit = _limit(margin)
+        reach = math.atanh(limit) ** 2
     t = c * square_of(v)
     beyond = t > reach
     # A vector of any length has a square in float64; in float32 only those within reach have.
@@ -191,6 +202,8 @@ def mobius_matvec(m: Tensor, x: Tensor, c: Scalar) -> Tensor:
     m: [out, in], or [..., out, in] with a matrix per point.  x: [..., in], inside the ball.  Returns [..., out].
     Source: Ganea et al. 2018; HIE, linear layer.
     """
+    if m.dim() < 2 or m.shape[-1] != x.shape[-1]:
+        raise ValueError(f"m must be [..., out, {x.shape[-1]}] for points {tuple(x.shape)}, got {tuple(m.shape)}")
     v = logmap0(x, c)
     dtype = torch.promote_types(v.dtype, m.dtype)
     m, v = m.to(dtype), v.to(dtype)
@@ -247,14 +260,14 @@ def cdist(x: Tensor, y: Tensor, c: Scalar, mode: str = "auto") -> Tensor:
         raise ValueError(f"x must be [..., n, d] and y [..., m, d], got {tuple(x.shape)} and {tuple(y.shape)}")
     lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     x, y = x.expand(*lead, *x.shape[-2:]), y.expand(*lead, *y.shape[-2:])
-    a, b = ((1 / alpha_of(t, c)).to(x.dtype) for t in (x, y))
+    a, b = (inverse_of(t, c) for t in (x, y))
     if not torch.compiler.is_compiling():
         if x.is_cuda and mode == "auto" and torch.cuda.is_current_stream_capturing():
             mode = "exact"
         return Pairs.apply(x, y, a, b, c, mode)
     if mode == "matmul":
-        xx, yy = (square_of(t, c).to(x.dtype) for t in (x, y))
-        root = safe_sqrt(gram(x, y, a, b, xx, yy))
+        left, right = sides(x, y, a, b)
+        root = safe_sqrt(product(left.gram, right.gram).clamp(min=0))
     else:
         root = differences(x, y) * a.sqrt() * b.sqrt().mT
     return 2 * arsinh(root, c)
@@ -299,7 +312,7 @@ def from_klein(k: Tensor, c: Scalar) -> Tensor:
     Source: HIE, Einstein midpoint.
     """
     (k,) = prepare(c, k)
-    return (1 / (1 + safe_sqrt(alpha_of(k, c)))).to(k.dtype) * k
+    return (1 / (1 + safe_sqrt(alpha_of(k, c).clamp(min=0)))).to(k.dtype) * k
 
 
 def check_points(x: Tensor, c: Scalar, name: str = "points") -> None:
@@ -309,6 +322,8 @@ def check_points(x: Tensor, c: Scalar, name: str = "points") -> None:
     has no place in a training step. (ValueError, since geometry imports torch alone: who knows what the user can mend
     turns it into a UserError.)   Source: ours.
     """
+    if not 0 <= float(c) < math.inf:
+        raise ValueError(f"c must be a finite number >= 0, got {float(c)}")
     (x,) = prepare(c, x)
     inside = (c * square_of(x.detach()) < 1).flatten()
     if bool(inside.all()):

@@ -1,7 +1,7 @@
 """Nearest neighbours and ranks in the Poincaré ball, without the matrix of distances and almost without its formula.
 
-For one query x, d(x, y) grows with ‖x − y‖²/(1 − c‖y‖²), which one matrix product gives for a block of queries; the
-hyperbolic functions are applied to what is kept. Nothing here has a gradient.
+For one query x, d(x, y) grows with ‖x − y‖²/(1 − c‖y‖²), which one matrix product gives for a block of queries (near
+pairs computed again from differences); hyperbolic functions are applied to what is kept. Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hypimg.geometry._pairs import BLOCK
-from hypimg.geometry._rows import Scalar, alpha_of, arsinh_, prepare
+from hypimg.geometry._pairs import blocks, differences, sides, squares
+from hypimg.geometry._rows import Scalar, arsinh_, inverse_of, prepare
 
 
 @torch.no_grad()
@@ -20,22 +20,19 @@ def topk(x: Tensor, y: Tensor, c: Scalar, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest y of every x: (distances, indices), both [n, k], nearest first.
 
     x: [n, d] queries, y: [m, d] gallery, inside the ball; 1 ≤ k ≤ m, else ValueError.
-    The distances are those of `poincare.dist`, from differences. Who is among the k is decided by a matrix product in
-    which ‖x − y‖² has an error of about 1e-7 (‖x‖² + ‖y‖²): at the k-th place two y so near to a tie may be swapped.
+    As exact as `poincare.cdist` in mode auto: near pairs are computed from differences, others to about 1e-6 of their
+    distance, so the order of two y nearer to a tie than that is open. Points outside the ball and NaN come last (NaN).
     Source: the formula of `poincare.dist`.
     """
     x, y = _matrices(x, y, c)
     if not 1 <= k <= len(y):
         raise ValueError(f"k must be from 1 to the size of the gallery ({len(y)}), got {k}")
-    a, b = ((1 / alpha_of(t, c)).to(x.dtype) for t in (x, y))
+    a = inverse_of(x, c)
     distances = x.new_empty(len(x), k)
     indices = torch.empty(len(x), k, dtype=torch.long, device=x.device)
-    for rows, order in _orders(x, y, b):
-        nearest = order.topk(k, dim=1, largest=False).indices
-        step = y[nearest] - x[rows].unsqueeze(1)  # [rows, k, d]
-        root = step.mul_(step).sum(-1).mul_(a[rows]).mul_(b[nearest, 0]).sqrt_()
-        exact, by_distance = arsinh_(root, c, times=2).sort(dim=1, stable=True)
-        distances[rows], indices[rows] = exact, nearest.gather(1, by_distance)
+    for rows, order in _orders(x, y, c):
+        smallest, indices[rows] = order.topk(k, dim=1, largest=False)
+        distances[rows] = arsinh_(smallest.mul_(a[rows]).sqrt_(), c, times=2)
     return distances, indices
 
 
@@ -46,7 +43,9 @@ def rank_by_distance(x: Tensor, y: Tensor, c: Scalar, matches: Tensor, exclude: 
     x: [n, d] queries, y: [m, d] gallery, inside the ball.  matches: int64 [n, j], gallery indices of each query's true
     matches, filled up with −1.  exclude: int64 [n, e], gallery indices that do not count for a query (in
     re-identification the same person seen by the same camera), filled up with −1.  Returns int64 [n, j]: 0 is the
-    nearest; −1 where `matches` has −1. Gallery points equally near do not count: of ties, every one gets the best rank.
+    nearest; −1 where `matches` has −1. A match that is itself excluded ranks behind all that count.
+    As exact as `topk`: a tie within about 1e-6 may be broken either way. A query or match that is NaN or outside the
+    ball ranks last, and such a gallery point counts as nearer: a broken model gains nothing.
     Raises ValueError for other shapes or dtypes and for indices beyond the gallery's size.   Source: ours.
     """
     x, y = _matrices(x, y, c)
@@ -55,17 +54,18 @@ def rank_by_distance(x: Tensor, y: Tensor, c: Scalar, matches: Tensor, exclude: 
             raise ValueError(f"{name} must be int64 [{len(x)}, ...], got {index.dtype} {tuple(index.shape)}")
         if index is not None and index.numel() and (int(index.min()) < -1 or int(index.max()) >= len(y)):
             raise ValueError(f"{name} must hold indices from -1 to {len(y) - 1}")
-    b = (1 / alpha_of(y, c)).to(x.dtype)
     ranks = torch.full_like(matches, -1)
-    for rows, order in _orders(x, y, b):
+    if not len(y):
+        return ranks
+    for rows, order in _orders(x, y, c):
         wanted = matches[rows]
         if exclude is not None:
             skipped = torch.where(exclude[rows] >= 0, exclude[rows], len(y))
             order = torch.cat([order, order.new_empty(len(order), 1)], 1).scatter_(1, skipped, torch.inf)[:, :-1]
         reference = order.gather(1, wanted.clamp(min=0))
         for column in range(wanted.shape[1]):
-            nearer = (order < reference[:, column : column + 1]).sum(1)
-            ranks[rows, column] = torch.where(wanted[:, column] >= 0, nearer, -1)
+            farther = (order >= reference[:, column : column + 1]).sum(1)  # what is compared with NaN is not
+            ranks[rows, column] = torch.where(wanted[:, column] >= 0, len(y) - farther, -1)
     return ranks
 
 
@@ -76,13 +76,11 @@ def _matrices(x: Tensor, y: Tensor, c: Scalar) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _orders(x: Tensor, y: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of queries, and ‖x − y‖² b of each with every y, [rows, m]: it orders as the distance does."""
-    xx, yy = ((t * t).sum(-1, keepdim=True) for t in (x, y))
-    left = torch.cat([-2 * x, xx, torch.ones_like(xx)], -1)
-    right = (torch.cat([y, torch.ones_like(yy), yy], -1) * b).mT
-    height = max(1, BLOCK // max(1, len(y)))
-    for start in range(0, len(x), height):
-        rows = slice(start, start + height)
-        with torch.autocast(x.device.type, enabled=False):
-            yield rows, left[rows] @ right
+def _orders(x: Tensor, y: Tensor, c: Scalar) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of queries, and ‖x − y‖²/(1 − c‖y‖²) of each with every y, [rows, m]: it orders as the distance does."""
+    b = inverse_of(y, c)
+    queries, gallery = sides(x, y, torch.ones_like(x[:, :1]), b)
+    for rows in blocks(torch.Size([len(x), len(y)])):
+        here = queries.rows(rows)
+        order, _ = squares(here, gallery, "auto")
+        yield rows, differences(here.points, y).square() * b.mT if order is None else order

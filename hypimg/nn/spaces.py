@@ -188,7 +188,9 @@ class PoincareBall(Space):
         """c as the formulas take it: the float of the configuration, or a 0-dim tensor with a gradient if learnable."""
         if self.log_ratio is None:
             return self.start_c
-        return self.start_c * _Hold.apply(self.log_ratio, math.log(LARGEST_CHANGE_OF_C)).exp()
+        # float32 at least: half precision would round c itself
+        log_ratio = self.log_ratio.to(torch.promote_types(self.log_ratio.dtype, torch.float32))
+        return self.start_c * _Hold.apply(log_ratio, math.log(LARGEST_CHANGE_OF_C)).exp()
 
     @property
     def c(self) -> Tensor:

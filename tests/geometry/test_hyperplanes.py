@@ -228,3 +228,19 @@ def test_normals_from_the_origin_are_transported_to_p(points, c: float) -> None:
     there = poincare.transport(torch.zeros_like(p), p, a, c)
     expected = hyperplanes.mlr_logits(x, p, there, c)
     torch.testing.assert_close(hyperplanes.mlr_logits(x, p, a, c, from_origin=True), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("name", ["mlr_logits", "unidirectional_logits"])
+def test_vmap_over_any_argument_is_a_loop(points, name, which):
+    x, p, a = inputs(points, 1.0, torch.float64, margin=0.1)
+    arguments = [x, p, a, torch.tensor(1.0, dtype=torch.float64)]
+    if name == "unidirectional_logits":
+        arguments[1:3] = [a, p[:, 0].contiguous()]
+    stacked = torch.stack([arguments[which], 0.9 * arguments[which]])
+    dims = [None] * 4
+    dims[which] = 0
+    function = getattr(hyperplanes, name)
+    together = torch.func.vmap(function, in_dims=tuple(dims))(*arguments[:which], stacked, *arguments[which + 1 :])
+    looped = torch.stack([function(*arguments[:which], one, *arguments[which + 1 :]) for one in stacked])
+    torch.testing.assert_close(together, looped, rtol=1e-12, atol=1e-12)

@@ -25,9 +25,10 @@ def every_pair(x, y, c):
 
 
 def near_share(x, y, c):
-    a, b = ((1 / (1 - c * t.double().square().sum(-1, keepdim=True))).to(x.dtype) for t in (x, y))
-    xx, yy = (t.square().sum(-1, keepdim=True) for t in (x, y))
-    return float(_pairs._near(x, y, a, b, xx, yy, _pairs.gram(x, y, a, b, xx, yy)).double().mean())
+    one, other = _pairs.sides(
+        x, y, *(1 / (1 - c * t.double().square().sum(-1, keepdim=True)).to(x.dtype) for t in (x, y))
+    )
+    return float((_pairs.product(one.gram, other.gram) < _pairs.product(one.bound, other.bound)).double().mean())
 
 
 @pytest.mark.parametrize("c", [1e-3, 1.0, 10.0])
@@ -53,6 +54,7 @@ def test_some_near_pairs_are_mended_and_many_are_not():
 @pytest.mark.parametrize("near", [0, 20])
 def test_gradients_are_those_of_dist(near, blocks, mode, monkeypatch):
     monkeypatch.setattr(_pairs, "BLOCK", blocks)
+    monkeypatch.setattr(_pairs, "ROWS", 1)
     monkeypatch.setattr(_pairs, "GATHERED", 64)
     x, y = sets(near, 1e-3, 1.0)
     weights = torch.rand(len(x), len(y), generator=torch.Generator().manual_seed(1))
@@ -69,11 +71,15 @@ def test_gradients_are_those_of_dist(near, blocks, mode, monkeypatch):
 @pytest.mark.parametrize("block", [_pairs.BLOCK, 300])
 def test_batches_are_a_loop(mode, block, monkeypatch):
     monkeypatch.setattr(_pairs, "BLOCK", block)
+    monkeypatch.setattr(_pairs, "ROWS", 1)
     x, y = sets(20, 1e-3, 1.0)
     x, y = x.reshape(4, 10, 8), y.reshape(1, 50, 8)
     together = pb.cdist(x, y, 1.0, mode)
     looped = torch.stack([pb.cdist(rows, y[0], 1.0, mode) for rows in x])
-    torch.testing.assert_close(together, looped, rtol=1e-3 if mode == "matmul" else 2e-6, atol=1e-6)
+    far = looped > 0.5  # by matmul near pairs are wrong, differently in each block
+    torch.testing.assert_close(together[far], looped[far], rtol=2e-6, atol=0)
+    if mode != "matmul":
+        torch.testing.assert_close(together, looped, rtol=2e-6, atol=0)
 
 
 def test_second_derivatives_hold_where_pairs_are_near():

@@ -304,7 +304,7 @@ def test_points_outside_are_named(points):
 
 def test_wrong_arguments_are_refused():
     x = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="c must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="c must be a finite number >= 0, got -1"):
         pb.dist0(x, -1.0)
     with pytest.raises(ValueError, match="c must be >= 0, got nan"):
         pb.dist0(x, float("nan"))

@@ -76,3 +76,19 @@ def test_zero_curvature_is_euclid(c, dtype):
     for name, (ours, euclid) in equal.items():
         assert ours.dtype == dtype, name
         torch.testing.assert_close(ours, euclid, rtol=2e-5 if dtype == torch.float32 else 1e-12, atol=0, msg=name)
+
+
+def test_what_is_no_point_has_no_distance():
+    y = torch.tensor([[0.1, 0.2]])
+    for wrong in ([torch.nan, 0.1], [1.2, 0.0], [1.0, 0.0]):
+        x = torch.tensor([wrong])
+        found = [pb.dist(x, y, 1.0), pb.dist0(x, 1.0), *(pb.cdist(x, y, 1.0, m) for m in ("auto", "exact", "matmul"))]
+        assert not any(bool(d.isfinite().any()) for d in found), wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_curvature_in_half_precision_is_taken_as_it_is(dtype):
+    y = torch.tensor([[0.1, 0.2]])
+    for value in (0.0, 0.5):
+        c = torch.tensor(value, dtype=dtype)
+        torch.testing.assert_close(pb.dist(y, -y, c), pb.dist(y, -y, float(c)), rtol=1e-6, atol=0)

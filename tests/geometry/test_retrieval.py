@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hypimg.geometry import _pairs, retrieval
 from hypimg.geometry import poincare as pb
-from hypimg.geometry import retrieval
 
 cases = given(seed=st.integers(0, 2**31), c=st.sampled_from([0.0, 1e-3, 0.1, 1.0, 10.0]))
 
@@ -61,11 +61,59 @@ def test_ranks_are_places_in_the_sorted_gallery(points, seed, c):
             assert match < 2 or int(surely[2:].sum()) <= int(kept[i, place]) <= int(perhaps[2:].sum())
 
 
+def clusters(spread: float):
+    """20 clusters of 50 points near the sphere, so that the nearest are near pairs."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(20, 32, generator=generator), dim=-1).repeat(50, 1)
+    y = centres + spread * torch.randn(1000, 32, generator=generator)
+    return 0.999 * torch.nn.functional.normalize(y, dim=-1)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-4])
+def test_near_points_are_told_apart(spread):
+    y = clusters(spread)
+    whole = pb.cdist(y.double(), y.double(), 1.0, "exact")
+    distances, indices = retrieval.topk(y, y, 1.0, 5)
+    assert torch.equal(indices[:, 0], torch.arange(1000))
+    torch.testing.assert_close(distances.double(), whole.sort(dim=1).values[:, :5], rtol=5e-6, atol=1e-12)
+    second = whole.sort(dim=1).indices[:, 1:2]
+    ranks = retrieval.rank_by_distance(y, y, 1.0, second)
+    assert float((ranks == 1).double().mean()) > 0.99  # but for ties within a few 1e-7
+
+
+def test_equal_gallery_points_rank_equally_wherever_they_lie():
+    y = clusters(1e-3)
+    y[502] = y[999] = y[17]
+    ranks = retrieval.rank_by_distance(y[:50], y, 1.0, torch.tensor([[17, 502, 999]]).expand(50, 3).contiguous())
+    near = torch.arange(50) % 20 == 17
+    assert bool((ranks[near] == ranks[near, :1]).all())
+
+
+def test_what_is_not_a_point_gains_nothing():
+    y = clusters(1e-1)[:20].clone()
+    matches = torch.tensor([[3]])
+    assert int(retrieval.rank_by_distance(torch.full((1, 32), torch.nan), y, 1.0, matches)) == 20
+    y[3] = torch.nan
+    assert int(retrieval.rank_by_distance(y[:1], y, 1.0, matches)) == 20
+    y[3] = 1.0  # far outside
+    assert int(retrieval.rank_by_distance(y[:1], y, 1.0, matches)) == 20
+    distances, indices = retrieval.topk(y[:1], y, 1.0, 20)
+    assert int(indices[0, -1]) == 3 and bool(distances[0, -1].isnan()) and bool(distances[0, :-1].isfinite().all())
+    assert retrieval.rank_by_distance(y[:2], y[:0], 1.0, torch.full((2, 3), -1)).tolist() == [[-1] * 3] * 2
+
+
+def test_an_excluded_match_ranks_behind_all_that_count():
+    y = clusters(1e-1)[:20]
+    matches = torch.tensor([[3]])
+    assert int(retrieval.rank_by_distance(y[:1], y, 1.0, matches, torch.tensor([[3, 5]]))) == 18
+
+
 def test_blocks_change_nothing(points, monkeypatch):
     x, y = sets(points, 3, 1.0)
     matches = torch.arange(27).reshape(9, 3)
     one = (*retrieval.topk(x, y, 1.0, 5), retrieval.rank_by_distance(x, y, 1.0, matches))
-    monkeypatch.setattr(retrieval, "BLOCK", 80)
+    monkeypatch.setattr(_pairs, "BLOCK", 80)
+    monkeypatch.setattr(_pairs, "ROWS", 1)
     many = (*retrieval.topk(x, y, 1.0, 5), retrieval.rank_by_distance(x, y, 1.0, matches))
     for a, b in zip(one, many, strict=True):
         torch.testing.assert_close(a, b)
