@@ -10,10 +10,10 @@
   samples=1000         images in a subsample          repeats=10    subsamples (and Gaussian clouds)
   seed=0               of the subsamples              device=auto   auto, cpu, cuda, cuda:1
   batch_size=          images encoded at once (default: 4 on a CPU, 256 on a GPU)
-  out=                 folder of the report (default: hyperbolicity/<name>)
-  skip_unreadable=0    1: leave out files that cannot be read, and say how many; 0: stop at the first
+  out=                 folder of the report (default: hyperbolicity/<name>; features.npy is named by its folder)
+  skip_unreadable=0    1: take others for files that cannot be read, and say how many; 0: stop at the first
   download=0           1: fetch missing weights or data
-  data_dir=, store_dir=   as for train.py
+  data_dir=, store_dir=   as for train.py, with dataset=
 
 What is measured. δ is Gromov's: how far four points are, at worst, from lying on a tree. δ_rel = 2δ / diameter is 0 for
 a tree and at most 1. As in HIE's Table 2, distances are Euclidean between features of a network trained on ImageNet,
@@ -43,7 +43,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+from zipfile import BadZipFile
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout works without having been installed
@@ -70,6 +72,10 @@ OPTIONS = {
     "store_dir": os.environ.get("HYPIMG_STORE", "data/.store"),
 }
 SOURCES = ("images", "dataset", "features")
+# The sources with which an option has a meaning, where it is not all.
+MEANT_FOR: dict[str, tuple[str, ...]] = {"skip_unreadable": ("images",)}
+MEANT_FOR |= dict.fromkeys(("split", "data_dir", "store_dir"), ("dataset",))
+MEANT_FOR |= dict.fromkeys(("encoder", "batch_size", "download"), ("images", "dataset"))
 
 
 @dataclass
@@ -77,11 +83,12 @@ class Source:
     """Rows to analyse and where they come from. total: images there were; rows are those that may be drawn."""
 
     name: str
+    out: Path
     rows: np.ndarray
     total: int
     facts: dict[str, Any]
     files: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    note: str = ""
 
 
 def main(words: list[str]) -> int:
@@ -111,6 +118,10 @@ def parse(words: list[str]) -> dict[str, str]:
     given = [key for key in SOURCES if options[key]]
     if len(given) != 1:
         raise UserError("source", " and ".join(given) or None, "give one of images=, dataset= and features=")
+    for key, sources in MEANT_FOR.items():
+        if options[key] != OPTIONS[key] and given[0] not in sources:
+            meant = " and ".join(f"{source}=" for source in sources)
+            raise UserError(key, options[key], f"has no meaning with {given[0]}=, only with {meant}")
     return options
 
 
@@ -124,12 +135,11 @@ def report(options: dict[str, str]) -> None:
     began = time.monotonic()
     source = read_source(options, samples, repeats, seed, device)
     encoded = time.monotonic()
-    out = Path(options["out"] or Path("hyperbolicity") / source.name)
-    keep_features(source, out)
+    keep_features(source)
     analysis = hyperbolicity.analyse(source.rows, samples, repeats, seed, device, announce(repeats))
     seconds = {"features": round(encoded - began, 1), "analysis": round(time.monotonic() - encoded, 1)}
     show(source, analysis, samples, seconds)
-    write_report(source, analysis, out, options, seconds)
+    write_report(source, analysis, options, seconds)
 
 
 def read_source(options: dict[str, str], samples: int, repeats: int, seed: int, device: str) -> Source:
@@ -137,10 +147,11 @@ def read_source(options: dict[str, str], samples: int, repeats: int, seed: int, 
     if options["features"]:
         path = Path(options["features"])
         rows = load_matrix(path)
-        return Source(path.stem, rows, len(rows), {"features": str(path)})
+        name = path.resolve().parent.name if path.stem == "features" else path.stem
+        return Source(name, make_out(options, name), rows, len(rows), {"features": str(path)})
 
     from hypimg.evaluation import features
-    from hypimg.evaluation.hyperbolicity import pool
+    from hypimg.evaluation.hyperbolicity import pool, spares
     from hypimg.models import encoders
 
     download = switch("download", options["download"])
@@ -153,24 +164,30 @@ def read_source(options: dict[str, str], samples: int, repeats: int, seed: int, 
         paths = image_files(folder)
         enough(len(paths), f"images in {folder}")
         encoder = encoders.load(options["encoder"] or encoders.default_name(), download)
-        chosen = [paths[row] for row in pool(len(paths), samples, repeats, seed)]
+        name = f"{folder.resolve().name or 'images'}-{encoder.name.replace(':', '-')}"
+        out = make_out(options, name)
+        chosen, others = ([paths[row] for row in drawn(len(paths), samples, repeats, seed)] for drawn in (pool, spares))
         rows, kept, skipped = features.of_files(
-            chosen, encoder, device=device, batch_size=batch_size, skip_unreadable=skip
+            chosen, encoder, device=device, batch_size=batch_size, skip_unreadable=skip, spares=others
         )
         files = [str(path.relative_to(folder)) for path in kept]
-        facts: dict[str, Any] = {"folder": str(folder), "unreadable": [str(error.value) for error in skipped]}
-        source = Source(folder.resolve().name or "images", rows, len(paths), facts, files)
-        source.notes += [f"left out, {error}" for error in skipped]
+        unreadable = {str(error.value): error.remedy for error in skipped}
+        facts: dict[str, Any] = {"folder": str(folder), "unreadable": unreadable}
+        source = Source(name, out, rows, len(paths), facts, files)
+        if skip:
+            tried = len(kept) + len(skipped)
+            source.note = f"{len(skipped)} of {tried} left out as unreadable" + "; report.json says why" * bool(skipped)
     else:
         store, split, indices = open_store(options, download)
         enough(len(indices), f"images in {store.name}")
         encoder = encoders.load(options["encoder"] or encoders.default_name(), download)
-        indices = indices[pool(len(indices), samples, repeats, seed)]
+        name = f"{store.name}-{encoder.name.replace(':', '-')}"
+        out, total = make_out(options, name), len(indices)
+        indices = indices[pool(total, samples, repeats, seed)]
         rows = features.of_store(store, indices, encoder, device=device, batch_size=batch_size)
         facts = {"dataset": store.name, "split": split}
         facts |= {"form": store.form, "official": store.official, "digest": store.digest}
-        source = Source(store.name, rows, len(store.indices(split)), facts, [str(index) for index in indices])
-    source.name += f"-{encoder.name.replace(':', '-')}"
+        source = Source(name, out, rows, total, facts, [str(index) for index in indices])
     source.facts |= {"encoder": encoder.name, "layer": encoder.layer, "weights": encoder.weights}
     return source
 
@@ -192,8 +209,11 @@ def load_matrix(path: Path) -> np.ndarray:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UserError("features", path, "no such file") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError("features", path, f"not a .npy file of numbers ({error})") from error
+    except OSError as error:
+        raise UserError("features", path, f"cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError, BadZipFile) as error:
+        # numpy's own words advise allow_pickle, which would run code from the file.
+        raise UserError("features", path, "not a whole .npy file of numbers; write one by numpy.save") from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 2:
         shape = getattr(rows, "shape", "an archive of several arrays")
         raise UserError("features", path, f"holds {shape}; it must be one matrix, a row per image")
@@ -230,10 +250,8 @@ def show(source: Source, analysis: Any, samples: int, seconds: dict[str, float])
     of = " of {encoder}, before its last layer ({layer})".format(**source.facts) if "encoder" in source.facts else ""
     print(f"\n{source.name}: {source.total:,} images, {subsamples(analysis, samples)}")
     print(f"{analysis.dim} features{of}, of effective dimension {analysis.effective_dimension:.1f}")
-    for note in source.notes[:10]:
-        print(note)
-    if len(source.notes) > 10:
-        print(f"… {len(source.notes)} files left out in all; report.json names them")
+    if source.note:
+        print(source.note)
     columns = {
         "δ_rel": "delta_rel",
         f"max of {BASE_POINTS} bases": "delta_rel_max",
@@ -245,8 +263,9 @@ def show(source: Source, analysis: Any, samples: int, seconds: dict[str, float])
         cells = ["{:.3f} ± {:.3f}".format(*analysis.mean_and_std(side, name)) for name in columns.values()]
         print(f"{label:<16}" + "".join(f"{cell:>18}" for cell in cells))
     print("\n" + fill(verdict(analysis)[1], 100))
-    paper, plane = (analysis.curvature(constant) for constant in ("paper", "hyperbolic_plane"))
-    print(f"\nc from δ_rel: {paper:.3g} by HIE's constant 0.144; {plane:.3g} by the hyperbolic plane's own, 0.0568")
+    if analysis.suggests_c:
+        paper, plane = (analysis.curvature(constant) for constant in ("paper", "hyperbolic_plane"))
+        print(f"\nc from δ_rel: {paper:.3g} by HIE's constant 0.144; {plane:.3g} by the hyperbolic plane's own, 0.0568")
     print(f"features {seconds['features']:.0f} s, analysis {seconds['analysis']:.0f} s")
 
 
@@ -259,7 +278,18 @@ def subsamples(analysis: Any, samples: int) -> str:
     return f"{repeats} {kind} subsamples of {analysis.samples}"
 
 
-def keep_features(source: Source, out: Path) -> None:
+def make_out(options: dict[str, str], name: str) -> Path:
+    """The report's folder, seen to be writable before the features are computed, which takes long."""
+    out = Path(options["out"] or Path("hyperbolicity") / name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise UserError("out", out, f"cannot be written ({error.strerror}); pass another folder") from error
+    return out
+
+
+def keep_features(source: Source) -> None:
     """features.npy and files.txt, before the analysis: the features are what took long."""
     from io import BytesIO
 
@@ -267,11 +297,11 @@ def keep_features(source: Source, out: Path) -> None:
         return
     content = BytesIO()
     np.save(content, source.rows)
-    write(out / "features.npy", content.getvalue())
-    write(out / "files.txt", "".join(f"{name}\n" for name in source.files).encode())
+    write(source.out / "features.npy", content.getvalue())
+    write(source.out / "files.txt", "".join(f"{name}\n" for name in source.files).encode())
 
 
-def write_report(source: Source, analysis: Any, out: Path, options: dict[str, str], seconds: dict[str, float]) -> None:
+def write_report(source: Source, analysis: Any, options: dict[str, str], seconds: dict[str, float]) -> None:
     import json
 
     from hypimg.evaluation.hyperbolicity import summary
@@ -279,8 +309,8 @@ def write_report(source: Source, analysis: Any, out: Path, options: dict[str, st
 
     said = {"name": source.name, "images": source.total, **source.facts, "seed": int(options["seed"])}
     said |= {**summary(analysis), "seconds": seconds}
-    write(out / "report.json", (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
-    for path in figure.draw(analysis, source.name, out / "report"):
+    write(source.out / "report.json", (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+    for path in figure.draw(analysis, source.name, source.out / "report"):
         if path.suffix == ".png":
             print(f"report: {path}")
 

@@ -5,7 +5,7 @@
     python scripts/reproduce.py hie_table3 only='hyperbolic/*' seeds=2
 
   budget=paper     a budget of the manifest: `paper` (its schedule; verdicts) or e.g. `cpu` (affordable; no verdicts)
-  seeds=5          a count, or seeds by commas: seeds=0,3   (default: the manifest's)
+  seeds=5          a count, or seeds by commas: seeds=0,3 or seeds=4,   (default: the manifest's)
   only=            cells by row/column, * and ? standing for anything; several by commas
   jobs=1           runs at a time on this machine, one thread each
   device=auto      auto, cpu, cuda, cuda:1
@@ -91,6 +91,7 @@ def reproduce(table: str, options: dict[str, str], settings: list[str], launcher
     if budget not in manifest.budgets:
         raise UserError("budget", budget, f"not in the manifest {table}; {nearest(budget, manifest.budgets)}")
 
+    check_settings(settings)
     from hypimg.tables import render, runner
 
     readme = ROOT / "README.md" if (ROOT / "README.md").is_file() else None
@@ -119,10 +120,24 @@ def reproduce(table: str, options: dict[str, str], settings: list[str], launcher
     )
 
 
+def check_settings(settings: list[str]) -> None:
+    """Raise UserError for a word that is neither an option of this script nor a key of the configs."""
+    from hypimg import config
+
+    known = {*config.compose([]), *config.groups()} if settings else set()
+    for word in settings:
+        key, _, value = word.partition("=")
+        if key.partition(".")[0].lstrip("+~") not in known:
+            own = f"no option ({', '.join(OPTIONS)}) and no setting of the runs"
+            raise UserError(key, value, f"{own}; {nearest(key, {*OPTIONS, *known})}")
+
+
 def _seeds(text: str) -> tuple[int, ...] | None:
     if not text:
         return None
-    numbers = [_whole("seeds", part, lowest=0) for part in text.split(",")]
+    numbers = [_whole("seeds", part, lowest=0) for part in text.removesuffix(",").split(",")]
+    if numbers == [0] and "," not in text:
+        raise UserError("seeds", text, "a count must be ≥ 1; the seed 0 alone is seeds=0, with a comma")
     return manifests.parse_seeds(numbers if "," in text else numbers[0])
 
 

@@ -55,7 +55,7 @@ def of_store(
     kept = _read_kept(path, len(indices))
     if kept is not None:
         return kept
-    features, _ = _encode(
+    batches, _ = _encode(
         lambda row: store.image(int(indices[row])),
         len(indices),
         encoder,
@@ -63,6 +63,7 @@ def of_store(
         device=device,
         batch_size=batch_size,
     )
+    features = np.concatenate(batches)
     _keep(path, features)
     return features
 
@@ -74,22 +75,39 @@ def of_files(
     device: str = "cpu",
     batch_size: int | None = None,
     skip_unreadable: bool = False,
+    spares: Sequence[Path] = (),
 ) -> tuple[np.ndarray, list[Path], list[UserError]]:
     """Features of image files, float32 [N, D], the files that they are of, and why the others were skipped.
 
-    Raises UserError naming the first file that cannot be read, unless `skip_unreadable`.
+    spares: files taken in turn for those that are skipped, until there are as many as `paths`; their rows come last.
+    Raises UserError naming the first file that cannot be read, unless `skip_unreadable` and another one can.
     """
-    features, failures = _encode(
-        lambda row: read_image(paths[row]),
-        len(paths),
-        encoder,
-        f"{encoder.name} on {len(paths)} files",
-        device=device,
-        batch_size=batch_size,
-        skip_unreadable=skip_unreadable,
-    )
-    kept = [path for row, path in enumerate(paths) if row not in failures]
-    return features, kept, list(failures.values())
+    features: list[np.ndarray] = []
+    kept: list[Path] = []
+    skipped: list[UserError] = []
+    waiting = list(paths)
+
+    def read(row: int) -> np.ndarray:
+        return read_image(waiting[row])
+
+    while waiting:
+        batches, failures = _encode(
+            read,
+            len(waiting),
+            encoder,
+            f"{encoder.name} on {len(waiting)} files",
+            device=device,
+            batch_size=batch_size,
+            skip_unreadable=skip_unreadable,
+        )
+        features += batches
+        kept += [path for row, path in enumerate(waiting) if row not in failures]
+        skipped += failures.values()
+        waiting, spares = list(spares[: len(failures)]), spares[len(failures) :]
+    if not kept:
+        first = skipped[0]
+        raise UserError(first.thing, first.value, f"{first.remedy}; none of {len(skipped)} files could be read")
+    return np.concatenate(features), kept, skipped
 
 
 def resize_and_crop(images: Tensor, how: Preprocessing) -> Tensor:
@@ -124,8 +142,8 @@ def _encode(
     device: str,
     batch_size: int | None,
     skip_unreadable: bool = False,
-) -> tuple[np.ndarray, dict[int, UserError]]:
-    """Features of the images that `read` gives for 0 … count − 1, uint8 [h, w, C], and the rows that it could not."""
+) -> tuple[list[np.ndarray], dict[int, UserError]]:
+    """Features of the images that `read` gives for 0 … count − 1, uint8 [h, w, C], by batch; the rows it could not."""
     where = torch.device(device)
     network = encoder.network.to(where)
     size = batch_size or BATCH_SIZE[where.type]
@@ -144,9 +162,7 @@ def _encode(
             outputs = network(inputs.contiguous(memory_format=torch.channels_last))
             batches.append(outputs.flatten(1).float().cpu().numpy())
         start += len(crops)
-    if not batches:
-        raise UserError("images", count, "none of them could be read")
-    return np.concatenate(batches), failures
+    return batches, failures
 
 
 def _read_ahead(

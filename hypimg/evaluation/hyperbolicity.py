@@ -25,6 +25,8 @@ from hypimg.models import encoders
 
 SAMPLES, REPEATS = 1000, 10  # HIE, Table 2
 BASE_POINTS = 5  # over which the largest δ is taken, beside that of the first point
+FEW = 100  # images in a subsample, below which no verdict is sure
+EXACT = 1e-3  # relative δ below which it is rounding: features on a line, or exactly a tree
 POOL, SUBSAMPLE, NULL = 0, 1, 2  # purposes of random numbers
 CONSTANTS = ("paper", "hyperbolic_plane")
 MEASURES = ("delta_rel", "delta_rel_max", "delta_over_mean", "diameter_over_mean", "diameter")
@@ -58,7 +60,7 @@ def measure(points: Tensor, base_points: int = BASE_POINTS) -> Measured:
     distances = gromov.euclidean_distances(points)
     n, diameter = len(points), float(distances.amax())
     if diameter == 0:
-        raise UserError("features", f"{n} rows", "all equal: there is no distance to measure")
+        raise UserError("features", f"{n} rows drawn", "all equal: there is no distance to measure")
     relative = 2 * gromov.delta_by_base(distances, range(min(base_points, n))) / diameter
     mean_distance = float(distances.sum(dtype=torch.float64)) / (n * (n - 1))
     return Measured(float(relative[0]), float(relative.amax()), diameter, mean_distance)
@@ -115,6 +117,11 @@ def pool(total: int, samples: int, repeats: int = REPEATS, seed: int = 0) -> np.
     return np.sort(np.random.default_rng([seed, POOL]).permutation(total)[:size])
 
 
+def spares(total: int, samples: int, repeats: int = REPEATS, seed: int = 0) -> np.ndarray:
+    """The rows outside of the pool, in the order in which they stand in for rows of it that cannot be read; int64."""
+    return np.random.default_rng([seed, POOL]).permutation(total)[samples * repeats :]
+
+
 def subsample(total: int, samples: int, index: int, repeats: int = REPEATS, seed: int = 0) -> np.ndarray:
     """Rows of the subsample number `index`, in random order, without replacement; int64 [min(samples, total)].
 
@@ -146,6 +153,11 @@ class Analysis:
     def ratio(self, name: str = "delta_rel") -> float:
         """The data's mean over the null's."""
         return self.mean_and_std("data", name)[0] / self.mean_and_std("null", name)[0]
+
+    @property
+    def suggests_c(self) -> bool:
+        """Whether δ_rel is more than rounding, so that a c can follow from it."""
+        return self.mean_and_std("data")[0] >= EXACT
 
     def curvature(self, constant: str) -> float:
         """c from the mean δ_rel, infinite at 0; constant: paper or hyperbolic_plane (`gromov.curvature_from_delta`)."""
@@ -185,7 +197,7 @@ def analyse(
 def checked(rows: np.ndarray, thing: str = "features", numbers: np.ndarray | None = None) -> Tensor:
     """A feature matrix as float32 [N, D] with mean 0 (distances do not change, digits are kept).
 
-    numbers: what to call the rows in an error, [N]; by default 0, 1, ...
+    numbers: these are rows drawn from a larger matrix, of these numbers [N]: so an error calls them.
     Raises UserError: not a matrix of numbers, fewer than 4 rows, NaN or infinity, rows all equal, values whose squares
     float32 cannot hold.
     """
@@ -193,13 +205,14 @@ def checked(rows: np.ndarray, thing: str = "features", numbers: np.ndarray | Non
         raise UserError(thing, f"{rows.dtype} {list(rows.shape)}", "must be a matrix of numbers, one row per image")
     if len(rows) < 4:
         raise UserError(thing, f"{len(rows)} rows", "δ is a property of four points; give at least 4 (HIE: 1000)")
+    drawn = "rows" if numbers is None else "rows drawn"
     exact = rows.astype(np.float64)
     finite = np.isfinite(exact).all(axis=1)
     if not finite.all():
         wrong = np.flatnonzero(~finite) if numbers is None else numbers[~finite]
-        raise UserError(thing, f"row {wrong[0]}", f"not finite, as {len(wrong)} of {len(rows)} rows; leave them out")
+        raise UserError(thing, f"row {wrong[0]}", f"not finite, as {len(wrong)} of {len(rows)} {drawn}; leave them out")
     if (exact == exact[0]).all():
-        raise UserError(thing, f"{len(rows)} rows", "all equal: there is no distance to measure")
+        raise UserError(thing, f"{len(rows)} {drawn}", "all equal: there is no distance to measure")
     centred = exact - exact.mean(axis=0)
     largest = np.abs(centred).max()
     if not 1e-12 < largest < 1e12:
@@ -211,7 +224,15 @@ NO_SIGN, FAR_OUT, WEAK, CLEAR = "no sign", "far-out images", "weak", "clear"
 
 
 def verdict(analysis: Analysis) -> tuple[str, str]:
-    """What to make of it: a word, and sentences that a practitioner can act on.
+    """What to make of it: a word, and sentences that a practitioner can act on (`_judge` has the rule)."""
+    kind, words = _judge(analysis)
+    if analysis.samples < FEW:
+        words += f" But {analysis.samples} images are too few to be sure: take {FEW} at least, better {SAMPLES}."
+    return kind, words
+
+
+def _judge(analysis: Analysis) -> tuple[str, str]:
+    """The verdict on subsamples that are large enough.
 
     The rule is ours. It reads two ratios of data to Gaussian clouds, of δ_rel and of 2δ over the mean distance, since
     each alone is misled: the first by far-out points, which stretch the diameter, the second by points on a sphere.
@@ -222,7 +243,7 @@ def verdict(analysis: Analysis) -> tuple[str, str]:
     0.82 to 0.88 and 0.67 to 0.70 as well. So a second ratio above 0.6 is no evidence.
     """
     (delta, std), (null, null_std) = (analysis.mean_and_std(side, "delta_over_mean") for side in ("data", "null"))
-    if null < 1e-3:
+    if null < EXACT:
         return NO_SIGN, (
             "Nothing to say: the features vary along one line, a tree by itself, and so does the Gaussian cloud."
         )
@@ -241,9 +262,11 @@ def verdict(analysis: Analysis) -> tuple[str, str]:
             "as low, or nearly. Do not expect curvature to help. If you try it, begin with a small c (0.01), nearly "
             "flat."
         )
-    low, high = (f"{analysis.curvature(constant):.2g}" for constant in ("hyperbolic_plane", "paper"))
+    sweep = "choose c by validation"
+    if analysis.suggests_c:
+        low, high = (f"{analysis.curvature(constant):.2g}" for constant in ("hyperbolic_plane", "paper"))
+        sweep += f", for instance among 0.01, {low} and {high}"
     below = f"δ_rel is {100 - 100 * ratio:.0f} % below its value, δ over the mean distance {100 - 100 * scaled:.0f} %"
-    sweep = f"choose c by validation, for instance among 0.01, {low} and {high}"
     if scaled > 0.6:
         return WEAK, (
             f"Below a Gaussian cloud without structure, but no clear sign of a tree: {below}. Features of pure noise "
@@ -269,7 +292,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "samples": analysis.samples,
         "disjoint": analysis.disjoint,
         "mean_and_std": means,
-        "c": {constant: analysis.curvature(constant) for constant in CONSTANTS},
+        "c": {constant: analysis.curvature(constant) for constant in CONSTANTS} if analysis.suggests_c else None,
         "verdict": {"kind": kind, "words": words},
         "subsamples": sides["data"],
         "gaussian_clouds": sides["null"],

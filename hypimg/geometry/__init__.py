@@ -1,4 +1,4 @@
-"""Hyperbolic geometry as functions on tensors. Imports torch alone, so the folder can be taken as it is."""
+"""Hyperbolic geometry as functions on tensors. Imports torch alone (and numba where `gromov` is asked to be fast)."""
 
 from hypimg.geometry import gromov, hyperplanes, means, poincare, retrieval
 from hypimg.geometry.poincare import check_points

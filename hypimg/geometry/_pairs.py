@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hypimg.geometry._rows import Scalar, arsinh_, arsinh_by_c, batched, per_batch, safe_sqrt, sinh
+from hypimg.geometry._scalars import Scalar, arsinh_, arsinh_by_c, batched, per_batch, safe_sqrt, sinh
 
 # A pair is near if ‖x − y‖² < this share of ‖x‖² + ‖y‖²: there ‖x‖² + ‖y‖² − 2⟨x, y⟩ has lost its digits.
 NEAR = 0.2
@@ -58,16 +58,17 @@ def squares(x: Side, y: Side, mode: str, out: Tensor | None = None) -> tuple[Ten
     q = product(x.gram, y.gram, out).clamp_(min=0)
     if mode == "matmul":
         return q, None
-    near = q.detach() < product(x.bound, y.bound)
+    excess = product(x.bound, y.bound).sub_(q.detach())
     try:
-        share = int(near.sum()) / max(1, near.numel()) if bool(near.any()) else 0.0
+        near = excess > 0 if excess.numel() and not float(excess.amax()) <= 0 else None  # NaN hides no near pair
+        share = int(near.sum()) / near.numel() if near is not None else 0.0
     except RuntimeError as error:  # vmap shows no values
         if "vmap" not in str(error):
             raise
-        share = 1.0
+        near, share = None, 1.0
     if share >= MANY:
         return None, None
-    return (_mended(x, y, q, near), near) if share else (q, None)
+    return (q, None) if near is None else (_mended(x, y, q, near), near)
 
 
 def _near_pairs(near: Tensor, d: int):

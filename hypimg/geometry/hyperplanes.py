@@ -5,18 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hypimg.geometry._rows import (
-    Scalar,
-    alpha_of,
-    arsinh,
-    arsinh_,
-    arsinh_by_c,
-    batched,
-    per_batch,
-    prepare,
-    sinhc,
-    square_of,
-)
+from hypimg.geometry._rows import alpha_of, prepare, square_of
+from hypimg.geometry._scalars import Scalar, arsinh, arsinh_, arsinh_by_c, batched, per_batch, sinhc
 
 # A normal shorter than this has no direction in float32: it counts as 0.
 _SHORTEST_NORMAL = 1e-30
@@ -163,7 +153,8 @@ def mlr_logits(x: Tensor, p: Tensor, a: Tensor, c: Scalar, from_origin: bool = F
     z is never formed: the denominators of ⟨z, a⟩ and 1 − c‖z‖² cancel, and with β = 1 − c‖p‖², κ = 2⟨p, â⟩/β the
     argument is √c (λ_x ⟨x, â + cκp⟩ − (λ_x − 1) κ).  At a_k = 0 the logit is 0 and so is its gradient.
     In float32 that argument has an error of about 1e-7 λ_x λ_p. It shows only where x and p are near each other and
-    both near the sphere: at the margin 1e-3 up to 0.1, for an argument that goes up to 1e6.
+    both near the sphere: at the margin 1e-3 up to 0.1, for an argument that goes up to 1e6; the gradients of such a
+    pair are wrong likewise. Use float64 there.
     Source: Ganea et al. 2018, Hyperbolic Neural Networks; HIE, hyperbolic MLR.
     """
     x, p, a = prepare(c, x, p, a)
@@ -180,7 +171,8 @@ def unidirectional_logits(x: Tensor, z: Tensor, r: Tensor, c: Scalar) -> Tensor:
     4(⟨x, z_k⟩ − ‖z_k‖ r_k) at c = 0.  It equals `mlr_logits` with p_k = exp₀(r_k z_k/‖z_k‖), a_k = z_k/cosh²(√c r_k).
 
     x: [..., d], inside the ball.  z: [K, d].  r: [K].  Returns [..., K].  At z_k = 0 value and gradient are 0.
-    Beyond 2√c |r| = 30 sinh is continued linearly in r, so that no logit overflows.
+    Beyond 2√c |r| = 30 sinh is continued linearly in r: no logit overflows up to |r| = 1e15/√c, but there logits and
+    slopes are no longer the formula's.
     Source: Shimizu et al. 2021, Hyperbolic Neural Networks++; Poincaré ResNet, hyperplane score.
     """
     x, z = prepare(c, x, z)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hypimg.geometry import poincare
-from hypimg.geometry._rows import Scalar, alpha_of, asinhc, prepare, safe_sqrt, square_of, tanhc
+from hypimg.geometry._rows import alpha_of, prepare, square_of
+from hypimg.geometry._scalars import Scalar, asinhc, safe_sqrt, tanhc
 
 # Newton's method from the midpoint needs 2 to 4 iterations, about 10 at worst: more mean points outside the ball.
 _MOST_ITERATIONS = 50

@@ -16,23 +16,8 @@ import torch
 from torch import Tensor
 
 from hypimg.geometry._pairs import Pairs, differences, product, sides
-from hypimg.geometry._rows import (
-    ALMOST_ONE,
-    Scalar,
-    alpha_of,
-    arsinh,
-    asinhc,
-    dot,
-    gap,
-    inverse_of,
-    length,
-    move,
-    prepare,
-    safe_sqrt,
-    sinhc,
-    square_of,
-    tanhc,
-)
+from hypimg.geometry._rows import alpha_of, dot, gap, inverse_of, length, move, prepare, square_of
+from hypimg.geometry._scalars import ALMOST_ONE, Scalar, arsinh, asinhc, safe_sqrt, sinhc, tanhc
 
 
 def _per_point(t: Scalar) -> Scalar:
@@ -292,7 +277,8 @@ def geodesic(t: Scalar, x: Tensor, y: Tensor, c: Scalar) -> Tensor:
     w1 = t * sinhc(t**2 * theta2) / sinhc(theta2)
     w0, w1 = w0 / alpha, w1 / beta  # w λ = 2 w/α, w (λ − 1) = w (2 − α)/α
     denominator = 1 + w0 * (2 - alpha) + w1 * (2 - beta)
-    return (2 * w0 / denominator).to(x.dtype) * x + (2 * w1 / denominator).to(x.dtype) * y
+    # From the difference: near each other and the sphere, x and y have coefficients that nearly cancel.
+    return move(2 * w1 / denominator, 2 * (w0 + w1) / denominator, x, y, -1)
 
 
 def to_klein(x: Tensor, c: Scalar) -> Tensor:

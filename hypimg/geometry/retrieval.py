@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from hypimg.geometry._pairs import blocks, differences, sides, squares
-from hypimg.geometry._rows import Scalar, arsinh_, inverse_of, prepare
+from hypimg.geometry._rows import inverse_of, prepare
+from hypimg.geometry._scalars import Scalar, arsinh_
+
+_COUNTABLE = 1 << 24  # ones that float32 adds up exactly; sums of bool or int64 take four times as long
 
 
 @torch.no_grad()
@@ -54,6 +57,8 @@ def rank_by_distance(x: Tensor, y: Tensor, c: Scalar, matches: Tensor, exclude: 
             raise ValueError(f"{name} must be int64 [{len(x)}, ...], got {index.dtype} {tuple(index.shape)}")
         if index is not None and index.numel() and (int(index.min()) < -1 or int(index.max()) >= len(y)):
             raise ValueError(f"{name} must hold indices from -1 to {len(y) - 1}")
+    if len(y) > _COUNTABLE:
+        raise ValueError(f"a gallery of more than {_COUNTABLE} points cannot be counted in float32, got {len(y)}")
     ranks = torch.full_like(matches, -1)
     if not len(y):
         return ranks
@@ -62,10 +67,11 @@ def rank_by_distance(x: Tensor, y: Tensor, c: Scalar, matches: Tensor, exclude: 
         if exclude is not None:
             skipped = torch.where(exclude[rows] >= 0, exclude[rows], len(y))
             order = torch.cat([order, order.new_empty(len(order), 1)], 1).scatter_(1, skipped, torch.inf)[:, :-1]
-        reference = order.gather(1, wanted.clamp(min=0))
+        reference, farther = order.gather(1, wanted.clamp(min=0)), torch.empty_like(order)
         for column in range(wanted.shape[1]):
-            farther = (order >= reference[:, column : column + 1]).sum(1)  # what is compared with NaN is not
-            ranks[rows, column] = torch.where(wanted[:, column] >= 0, len(y) - farther, -1)
+            torch.ge(order, reference[:, column : column + 1], out=farther)  # no number is farther than NaN, nor NaN
+            count = farther.sum(1).long()
+            ranks[rows, column] = torch.where(wanted[:, column] >= 0, len(y) - count, -1)
     return ranks
 
 

@@ -32,6 +32,7 @@ _LATEX = {
     "≤": r"\ensuremath{\le}",
     "×": r"\ensuremath{\times}",
     "δ": r"\ensuremath{\delta}",
+    "Δ": r"\ensuremath{\Delta}",
     "<": r"\ensuremath{<}",
     ">": r"\ensuremath{>}",
     "|": r"\ensuremath{|}",

@@ -130,7 +130,7 @@ def paired_text(result: Paired | None, cell: Cell) -> str:
         return "–"
     text = number(result.mean, cell.measure.digits, sign=True)
     if result.half_width is None:
-        return f"{text} (n = 1)"
+        return f"{text} (1 seed)"
     p = "< 0.001" if result.p is not None and result.p < 0.001 else f"= {result.p:.3f}"
     return f"{text} ± {number(result.half_width, cell.measure.digits)} ({result.positive}/{result.n}, p {p})"
 

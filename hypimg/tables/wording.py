@@ -38,6 +38,10 @@ def usual_n(table: Table) -> int:
     return max(counts, key=lambda n: (counts[n], n)) if counts else 0
 
 
+def seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 def ours(shown: Shown, usual: int) -> str:
     """Our number, or why there is none."""
     if shown.estimate is None:
@@ -47,16 +51,20 @@ def ours(shown: Shown, usual: int) -> str:
     spread = shown.estimate.std if shown.cell.measure.spread == "std" else shown.estimate.half_width
     text = interval(shown.estimate.mean, spread, shown.cell.measure.digits)
     if shown.estimate.n != usual:
-        text += f" (n = {shown.estimate.n})"
+        text += f" ({seeds(shown.estimate.n)})"
     return text + ("" if shown.official else " †")
 
 
 def papers(table: Table, cell: Cell) -> str:
-    """The paper's number with as many digits as its row shows: YAML cannot tell 0.84 from 0.840."""
+    """The paper's number with as many digits as its row, or quoted column, shows: YAML cannot tell 0.84 from 0.840."""
     if cell.paper is None:
         return ""
-    row = [other.paper for other in table.manifest.cells if other.row == cell.row and other.paper]
-    printed = [repr(value) for paper in row for value in (paper.value, paper.half_width) if value is not None]
+    line = [
+        other.paper
+        for other in table.manifest.cells
+        if other.paper and (other.column == cell.column if cell.column.quoted else other.row == cell.row)
+    ]
+    printed = [repr(value) for paper in line for value in (paper.value, paper.half_width) if value is not None]
     digits = max(0 if text.endswith(".0") else len(text.partition(".")[2]) for text in printed)
     return interval(cell.paper.value, cell.paper.half_width, digits)
 
@@ -110,11 +118,12 @@ def caption(table: Table) -> list[str]:
     about = ", ".join(filter(None, [measure.description, measure.unit and f"in {measure.unit}"]))
     if measure.higher_is_better is not None:
         about += f"{'; ' * bool(about)}{'higher' if measure.higher_is_better else 'lower'} is better"
-    sentences = [f"{about[:1].upper()}{about[1:]}."] if about else []
+    # A capital letter only in words: Δ_rel would be another symbol than δ_rel.
+    sentences = [f"{about[0].upper() if about[0].isascii() else about[0]}{about[1:]}."] if about else []
     if n:
         kind = "standard deviation" if measure.spread == "std" else "95 % t-interval"
         spread = f"mean ± {kind} over " if n > 1 else ""
-        sentences.append(f"Ours: {spread}n = {n} {'seeds' if n > 1 else 'seed'}{_seeds(table)}.")
+        sentences.append(f"Ours: {spread}{seeds(n)}{_numbers(table)}.")
     if any(cell.paper for cell in manifest.cells):
         with_ = [cell.measure.interval for cell in manifest.cells if cell.paper and cell.paper.half_width is not None]
         meant = "; ".join(dict.fromkeys(filter(None, with_))) or measure.interval
@@ -154,11 +163,12 @@ def _cost(what: str, lines: list[Line]) -> str:
     return f"{len(lines)} {what}s on {' and '.join(machines)}: {cost}."
 
 
-def _seeds(table: Table) -> str:
-    seeds = sorted({line["seed"] for line in all_lines(table)})
-    if seeds and seeds == list(range(len(seeds))):
-        return f" (0 to {seeds[-1]})" if len(seeds) > 1 else " (0)"
-    return f" ({', '.join(map(str, seeds))})"
+def _numbers(table: Table) -> str:
+    """Which seeds these are."""
+    numbers = sorted({line["seed"] for line in all_lines(table)})
+    if numbers and numbers == list(range(len(numbers))):
+        return f" (0 to {numbers[-1]})" if len(numbers) > 1 else " (0)"
+    return f" ({', '.join(map(str, numbers))})"
 
 
 def unofficial(table: Table) -> str:
@@ -173,7 +183,7 @@ def unofficial(table: Table) -> str:
 
 
 def not_run(table: Table) -> list[str]:
-    """What fills the cells that nobody ran: whole rows in one command."""
+    """What fills the cells that nobody ran: a command for each row, but none for what an earlier row evaluates."""
     manifest = table.manifest
     lacking = [s.cell for s in table.cells.values() if s.cell.runnable and not s.lines]
     runnable = [cell for cell in manifest.cells if cell.runnable]
@@ -181,9 +191,13 @@ def not_run(table: Table) -> list[str]:
         return []
     if len(lacking) == len(runnable):
         return [command(manifest, table.budget)]
+    first: dict[str, Cell] = {}  # of the cells that ask the same of the same runs, which share their results
+    for cell in lacking:
+        first.setdefault(repr((cell.runs, cell.evaluator)), cell)
     patterns = []
     for row in manifest.rows:
         of_row = [cell for cell in runnable if cell.row == row]
-        open_cells = [cell for cell in of_row if cell in lacking]
-        patterns += [f"{row.name}/*"] if of_row and open_cells == of_row else [cell.name for cell in open_cells]
+        open_cells = [cell for cell in of_row if cell in first.values()]
+        if open_cells:
+            patterns.append(f"{row.name}/*" if open_cells == of_row else ",".join(cell.name for cell in open_cells))
     return [command(manifest, table.budget, pattern) for pattern in patterns]

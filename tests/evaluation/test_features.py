@@ -132,11 +132,20 @@ def test_unreadable_files_are_left_out_and_named_when_asked(folder):
     assert ["02.png" in str(skipped[0]), "06.png" in str(skipped[1])] == [True, True]
 
 
-def test_a_folder_of_unreadable_files_has_no_features(folder):
+def test_spares_stand_in_for_unreadable_files_in_turn(folder):
+    expected, _, _ = features.of_files([*folder[1:5], folder[8]], encoder())
+    for index in (0, 6, 7):
+        folder[index].write_text("not an image")
+    found, kept, skipped = features.of_files(folder[:5], encoder(), skip_unreadable=True, spares=folder[6:])
+    assert kept == [*folder[1:5], folder[8]] and len(skipped) == 3
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_folder_of_unreadable_files_has_no_features_and_the_first_is_named(folder):
     for path in folder:
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="none of them could be read"):
-        features.of_files(folder, encoder(), skip_unreadable=True)
+    with pytest.raises(UserError, match=r"00\.png: empty file.*none of 12 files could be read"):
+        features.of_files(folder[:4], encoder(), skip_unreadable=True, spares=folder[4:])
 
 
 def test_features_of_a_store_are_computed_once(store):

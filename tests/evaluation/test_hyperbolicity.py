@@ -14,7 +14,17 @@ from torch import nn
 from hypimg.data.datasets.digits import Digits
 from hypimg.errors import UserError
 from hypimg.evaluation import hyperbolicity
-from hypimg.evaluation.hyperbolicity import Measured, Spectrum, analyse, checked, measure, pool, subsample, verdict
+from hypimg.evaluation.hyperbolicity import (
+    Measured,
+    Spectrum,
+    analyse,
+    checked,
+    measure,
+    pool,
+    spares,
+    subsample,
+    verdict,
+)
 from hypimg.geometry import gromov
 from hypimg.models import encoders
 from hypimg.models.encoders import Encoder, Preprocessing
@@ -73,7 +83,7 @@ def test_measures_are_those_of_the_points():
 def test_points_on_a_line_have_delta_zero_and_no_verdict():
     analysis = analyse(RANDOM(0).standard_normal((60, 1)), samples=20, repeats=3)
     assert analysis.mean_and_std("data")[0] == pytest.approx(0, abs=1e-6)
-    assert verdict(analysis)[0] == hyperbolicity.NO_SIGN
+    assert verdict(analysis)[0] == hyperbolicity.NO_SIGN and not analysis.suggests_c
 
 
 def test_the_clouds_covariance_is_that_of_the_points():
@@ -128,6 +138,12 @@ def test_subsamples_of_a_small_set_are_drawn_without_replacement_each():
     assert sorted(subsample(12, 20, 0)) == list(range(12))
 
 
+def test_spares_are_the_rows_outside_of_the_pool():
+    rows = np.concatenate([pool(100, 8, 5, seed=3), spares(100, 8, 5, seed=3)])
+    assert sorted(rows.tolist()) == list(range(100))
+    assert len(spares(40, 8, 5)) == len(spares(30, 8, 5)) == 0
+
+
 def test_the_pool_is_as_large_as_the_subsamples_need():
     assert pool(10_000, 100, repeats=10).shape == (1000,)
     assert pool(700, 100).tolist() == list(range(700))
@@ -172,13 +188,15 @@ def test_far_out_images_are_not_taken_for_a_tree():
     assert "outliers" in words and "times the mean distance" in words
 
 
-def fake(delta: float, null: float, spread: float = 0.01, far: float = 1.5) -> hyperbolicity.Analysis:
+def fake(
+    delta: float, null: float, spread: float = 0.01, far: float = 1.5, samples: int = 100
+) -> hyperbolicity.Analysis:
     """An analysis with these means of δ_rel, and diameters of `far` and 1.5 mean distances."""
 
     def side(mean: float, ratio: float) -> list[Measured]:
         return [Measured(mean + off, mean + off, ratio, 1.0) for off in (-spread, 0, spread)]
 
-    return hyperbolicity.Analysis(1000, 100, 20.0, 100, True, side(delta, far), side(null, 1.5))
+    return hyperbolicity.Analysis(1000, 100, 20.0, samples, True, side(delta, far), side(null, 1.5))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +225,17 @@ def test_a_sign_comes_with_values_of_c_to_try():
 
 
 def test_a_perfect_tree_suggests_an_infinite_c():
-    assert fake(0.0, 0.3, 0.0).curvature("paper") == math.inf
+    analysis = fake(0.0, 0.3, 0.0)
+    assert analysis.curvature("paper") == math.inf
+    kind, words = verdict(analysis)
+    assert kind == hyperbolicity.CLEAR and words.endswith("choose c by validation.")
+    assert hyperbolicity.summary(analysis)["c"] is None
+
+
+def test_fewer_than_a_hundred_images_are_too_few_to_be_sure():
+    sure, unsure = (verdict(fake(0.15, 0.30, samples=samples)) for samples in (100, 99))
+    assert unsure[0] == sure[0] and "too few" not in sure[1]
+    assert unsure[1] == f"{sure[1]} But 99 images are too few to be sure: take 100 at least, better 1000."
 
 
 def test_the_summary_holds_every_number():
@@ -240,7 +268,7 @@ def test_a_row_that_is_not_finite_is_named_by_its_place_in_the_matrix():
     points = gaussian(100, 5)
     row = int(pool(100, 4, 3)[5])
     points[row, 2] = np.nan
-    with pytest.raises(UserError, match=f"row {row}: not finite, as 1 of 12"):
+    with pytest.raises(UserError, match=f"row {row}: not finite, as 1 of 12 rows drawn"):
         analyse(points, samples=4, repeats=3)
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
+from hypimg.evaluation import features
 from hypimg.figures import hyperbolicity as figure
 from hypimg.models import encoders
 from hypimg.models.encoders import Encoder, Preprocessing
@@ -117,7 +118,48 @@ def test_an_unreadable_image_stops_and_is_named_or_is_left_out_and_counted(run, 
     code, said, _ = run("images=photos", "samples=6", "repeats=3", "skip_unreadable=1", "seed=1")
     assert code == 0
     report = json.loads(Path("hyperbolicity/photos-pixels/report.json").read_text())
-    assert len(report["unreadable"]) == said.count("left out, image=") == 1
+    (file, reason), *others = report["unreadable"].items()
+    assert file.endswith("10.jpg") and reason and others == []
+    assert "1 of 19 left out as unreadable; report.json says why" in said
+    assert "3 disjoint subsamples of 6" in said  # another image has taken its place
+    _, said, _ = run("images=photos", "samples=6", "repeats=4", "skip_unreadable=1")
+    assert "1 of 24 left out" in said and "4 overlapping subsamples of 6" in said
+
+
+def test_a_folder_of_unreadable_images_names_the_first(run, photos):
+    for path in photos.rglob("*.jpg"):
+        path.write_bytes(b"")
+    code, _, error = run("images=photos", "skip_unreadable=1")
+    assert code == 2 and "00.jpg: empty file" in error and "none of 24 files could be read" in error
+
+
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_encoded(run, photos, monkeypatch):
+    monkeypatch.setattr(features, "of_files", lambda *args, **options: pytest.fail("encoded"))
+    code, _, error = run("images=photos", "out=photos/class0/00.jpg/report")
+    assert code == 2 and "cannot be written (Not a directory); pass another folder" in error
+
+
+def test_kept_features_are_named_by_their_folder(run, tmp_path):
+    (tmp_path / "birds").mkdir()
+    np.save("birds/features.npy", np.random.default_rng(0).standard_normal((30, 5)))
+    _, said, _ = run("features=birds/features.npy", "samples=10", "repeats=2")
+    assert said.startswith("\nbirds: 30 images") and Path("hyperbolicity/birds/report.json").is_file()
+
+
+def test_features_on_a_line_give_no_c(run, tmp_path):
+    code, said, _ = run(matrix(tmp_path, np.random.default_rng(0).standard_normal((30, 1))), "samples=10")
+    assert code == 0 and "Nothing to say" in said and "c from" not in said
+    assert json.loads(Path("hyperbolicity/matrix/report.json").read_text())["c"] is None
+
+
+def test_a_text_or_a_part_of_a_file_is_no_matrix_and_numpys_advice_is_not_repeated(run, tmp_path):
+    whole = tmp_path / "whole.npy"
+    np.save(whole, np.zeros((9, 9)))
+    for content in (b"1.0 2.0\n3.0 4.0\n", b"", b"PK\x03\x04", whole.read_bytes()[:300]):
+        (tmp_path / "part.npy").write_bytes(content)
+        code, _, error = run("features=part.npy")
+        assert code == 2 and "not a whole .npy file of numbers; write one by numpy.save" in error
+        assert "pickle" not in error
 
 
 def matrix(tmp_path: Path, rows: np.ndarray) -> str:
@@ -133,7 +175,7 @@ def matrix(tmp_path: Path, rows: np.ndarray) -> str:
         (np.zeros((3, 4)), "give at least 4"),
         (np.ones((9, 4)), "all equal"),
         (np.array([[1.0, 2]] * 4 + [[np.nan, 1]]), "not finite"),
-        (np.array([[{}]] * 9, object), "not a .npy file of numbers"),
+        (np.array([[{}]] * 9, object), "not a whole .npy file of numbers"),
         (np.array([["x"]] * 9), "must be a matrix of numbers"),
         (np.zeros((9, 2), complex), "must be a matrix of numbers"),
     ],
@@ -166,6 +208,9 @@ def test_whole_numbers_and_float16_are_matrices_too(run, tmp_path):
         (["images=photos", "skip_unreadable=yes"], "must be 0 or 1"),
         (["images=photos/class0/00.jpg"], "no such folder"),
         (["dataset=cifar11"], "did you mean cifar10"),
+        (["features=a.npy", "encoder=vgg19"], "has no meaning with features=, only with images= and dataset="),
+        (["images=photos", "split=test"], "has no meaning with images=, only with dataset="),
+        (["dataset=digits", "skip_unreadable=1"], "has no meaning with dataset=, only with images="),
         (["dataset=digits", "split=val", "store_dir=store"], "split=val"),
         (["images=photos", "repeats=2", "samples=6", "out=photos/class0/00.jpg"], "cannot be written"),
     ],

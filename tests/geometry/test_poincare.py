@@ -306,7 +306,7 @@ def test_wrong_arguments_are_refused():
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="c must be a finite number >= 0, got -1"):
         pb.dist0(x, -1.0)
-    with pytest.raises(ValueError, match="c must be >= 0, got nan"):
+    with pytest.raises(ValueError, match="c must be a finite number >= 0, got nan"):
         pb.dist0(x, float("nan"))
     with pytest.raises(ValueError, match="0-dim tensor, got shape"):
         pb.dist0(x, torch.ones(2))
@@ -316,3 +316,10 @@ def test_wrong_arguments_are_refused():
         pb.dist(x, torch.zeros(2, 1), 1.0)
     with pytest.raises(ValueError, match="mode must be"):
         pb.cdist(x, x, 1.0, "fast")
+
+
+def test_one_geodesic_is_drawn_at_many_times(points):
+    x, y = points(0, 2, 3, 1.0, torch.float64)
+    times = torch.linspace(0, 1, 5, dtype=torch.float64)
+    drawn = pb.geodesic(times, x, y, 1.0)
+    torch.testing.assert_close(drawn, torch.stack([pb.geodesic(float(t), x, y, 1.0) for t in times]))

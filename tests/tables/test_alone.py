@@ -190,7 +190,7 @@ def test_ours_is_shown_with_its_standard_deviation_where_the_table_says_so(lab):
     files = render(table, lab.results)
     text = files["table.md"]
     assert "| vgg    | 0.031 ± 0.001 (paper 0.031, +0.000) |" in text
-    assert "Ours: mean ± standard deviation over n = 3 seeds (0 to 2)." in text
+    assert "Ours: mean ± standard deviation over 3 seeds (0 to 2)." in text
     assert "The paper's ±: std over subsamples." in text
     assert "Budget" not in text and "training" not in text
     assert "12 evaluations on CPU (test), 1 thread: 2 s each, 30 s in all." in text

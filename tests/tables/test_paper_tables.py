@@ -210,7 +210,7 @@ def test_it_runs_and_renders(lab, manifest):
 @pytest.mark.parametrize("manifest", ["hie_table1"], indirect=True)
 def test_a_column_of_theory_is_shown_and_not_run(lab, manifest):
     text = reproduced(lab, manifest, seeds=[0])
-    assert "| sphere | 1.00   | 0.53 (paper 0.97 ± 0.13, −0.44) |" in text
+    assert "| sphere | 1      | 0.53 (paper 0.97 ± 0.13, −0.44) |" in text
     assert "The paper's ±: standard deviation over subsamples." in text
     assert len(lab.trained) == 3
 

@@ -64,7 +64,7 @@ def test_the_whole_table_reads_as_it_should(lab):
         "| ------- | ---------------------------------- | -------------------- |\n"
         "| d(x, 0) | 0.910 ± 0.025 (paper 0.87, +0.040) | not run (paper 0.90) |\n"
         "\n"
-        "KS statistic; higher is better. Ours: mean ± 95 % t-interval over n = 3 seeds (0 to 2). The paper prints no "
+        "KS statistic; higher is better. Ours: mean ± 95 % t-interval over 3 seeds (0 to 2). The paper prints no "
         "interval. Budget paper: the paper's schedule as far as it is known. 3 trainings on CPU, 1 thread: 60 s each, "
         "3.0 min in all. Commit abc.\n"
         "\n"
@@ -115,8 +115,8 @@ def test_seeds_beyond_the_manifests_count_too(lab):
 def test_a_cell_with_fewer_seeds_says_so(lab):
     fill(lab, one_row(lab), {"hyp/n=2": [0.90, 0.91, 0.92, 0.93, 0.94], "hyp/n=8": [0.8, 0.9]})
     text = markdown(lab, one_row(lab))
-    assert "over n = 5 seeds" in text
-    assert "0.850 ± 0.635 (n = 2) (paper 0.832" in text
+    assert "over 5 seeds" in text
+    assert "0.850 ± 0.635 (2 seeds) (paper 0.832" in text
     assert "undecided ± 1.100" in text
 
 
@@ -124,7 +124,7 @@ def test_one_seed_has_no_interval_and_decides_nothing(lab):
     fill(lab, one_row(lab), {"hyp/n=2": [0.9], "hyp/n=8": [0.9]})
     text = markdown(lab, one_row(lab))
     assert "0.900 (paper 0.868, +0.032)" in text
-    assert "Ours: n = 1 seed (0)." in text
+    assert "Ours: 1 seed (0)." in text
     assert "undecided |" in text
 
 
@@ -201,6 +201,38 @@ def test_open_cells_are_asked_for_in_as_few_commands_as_can_be(lab):
     fill(lab, table, {"hyp/n=2": [0.5]})
     text = markdown(lab, table)
     assert "    python scripts/reproduce.py t 'only=hyp/n=8'\n    python scripts/reproduce.py t 'only=euc/*'\n" in text
+
+
+def test_what_one_evaluation_gives_is_asked_for_once(lab):
+    evaluator = {"name": "ood", "outliers": "omniglot"}
+    rows = {"a": {"metric": "ks/dist0"}, "b": {"metric": "ks/p_max"}, "c": {"evaluator": None, "metric": "accuracy"}}
+    table = lab.table(rows=rows | {"d": rows["c"] | {"overrides": ["c=2"]}}, compare=[], evaluator=evaluator)
+    fill(lab, table, {"d/n=2": [0.5]})
+    asked = [line.partition("t ")[2] for line in markdown(lab, table).splitlines() if "reproduce.py" in line]
+    assert asked == ["'only=a/*'", "'only=c/*'", "'only=d/n=8'"]
+    columns = {name: [f"dim={name}"] for name in "123"}
+    table = lab.table(columns=columns, rows={"a": {"metric": "ks/dist0"}}, compare=[])
+    fill(lab, table, {"a/1": [0.5]})
+    assert "'only=a/2,a/3'" in markdown(lab, table)
+
+
+def test_a_caption_that_begins_with_a_symbol_keeps_it(lab):
+    table = one_row(lab, metric={"name": "delta", "description": "δ_rel of all"})
+    fill(lab, table, {"hyp/n=2": [0.5]})
+    assert "\nδ_rel of all." in markdown(lab, table)
+    assert escape_latex("Δδ") == r"\ensuremath{\Delta}\ensuremath{\delta}"
+
+
+def test_a_quoted_column_has_one_number_of_digits(lab):
+    columns = {"theory": {"quoted": True}, "estimate": {"overrides": ["dim=2"]}}
+    rows = {"tree": {"paper": [0, 0.1]}, "disk": {"paper": [0, 0.18]}, "sphere": {"paper": [1, None]}}
+    table = lab.table(columns=columns, rows=rows, metric="ks/dist0", compare=[])
+    lines = [line.split("|")[1:4] for line in markdown(lab, table).splitlines() if line.startswith("|")][2:]
+    assert [[cell.strip() for cell in line][1:] for line in lines] == [
+        ["0", "not run (paper 0.1)"],
+        ["0", "not run (paper 0.18)"],
+        ["1", "not run"],
+    ]
 
 
 def test_scale_unit_and_direction_are_shown(lab):

@@ -56,6 +56,10 @@ def test_only_may_hold_an_equals_sign_and_the_device_goes_to_the_runs(script):
     assert settings == ["device=cpu"]
 
 
+def test_a_comma_makes_one_number_a_seed(script):
+    assert [script._seeds(text) for text in ("3", "0,", "4,", "0,3", "")] == [(0, 1, 2), (0,), (4,), (0, 3), None]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -63,13 +67,15 @@ def test_only_may_hold_an_equals_sign_and_the_device_goes_to_the_runs(script):
         (["plan=1"], "name one: hie_"),
         (["hie_table3", "hie_table4"], "only one table"),
         (["hie_table3", "budget=cpuu"], "did you mean cpu"),
-        (["hie_table3", "seeds=0"], "count"),
+        (["hie_table3", "seeds=0"], "a count must be ≥ 1; the seed 0 alone is seeds=0, with a comma"),
         (["hie_table3", "seeds=1.5"], "whole number"),
         (["hie_table3", "jobs=0"], "whole number"),
         (["hie_table3", "fresh=yes"], "must be 0 or 1"),
         (["hie_table3", "plan=1", "only=hyperbolic/n=9"], "did you mean hyperbolic/n=8"),
         (["hie_table3", "plan=1", "seed=3"], "seeds="),
         (["hie_table3", "plan=1", "dta_dir=x"], "did you mean data_dir"),
+        (["hie_table3", "plan=1", "olny=x"], "no option (budget, seeds, only"),
+        (["hie_table3", "plan=1", "olny=x"], "did you mean only"),
         (["hie_table3", "plan=1", "trainer.epochs=1"], "would change results"),
         (["hie_table3", "figures_only=hie_fig9"], "did you mean hie_fig"),
     ],
@@ -126,7 +132,7 @@ def test_a_small_table_without_runs_for_real(tmp_path, capsys):
     assert all(0 < line["metrics"]["delta_rel"] <= 1 and line["data"] == [] and line["official"] for line in lines)
     assert len(list((tmp_path / "runs_dir" / "evaluations").glob("*.npz"))) == 6
     text = (results / "spaces" / "table.md").read_text()
-    assert "mean ± standard deviation over n = 3 seeds" in text and "not run" in text
+    assert "mean ± standard deviation over 3 seeds" in text and "not run" in text
 
     shutil.rmtree(tmp_path / "runs_dir")
     assert runner.reproduce(table, only="*/sphere", settings=settings, results=results) == 0
