@@ -122,7 +122,8 @@ class Pairs(torch.autograd.Function):
         of_y, of_b = torch.zeros_like(y), torch.zeros_like(b)
         of_c = torch.zeros_like(c) if ctx.needs_input_grad[4] else None
         for rows in blocks(grad.shape):
-            here, by_d = all_x.rows(rows), grad[..., rows, :]
+            here = all_x.rows(rows)
+            by_d = grad.narrow(-2, rows.start, here.points.shape[-2])  # indexing fails where gradients are batched
             near = lengths = None
             if ctx.mode == "exact":
                 q = sinh(d[..., rows, :], c, share=0.5).square()
@@ -137,7 +138,7 @@ class Pairs(torch.autograd.Function):
             if of_c is not None:
                 of_c = of_c + (2 * by_d * arsinh_by_c(root, c)).sum_to_size(c.shape)
             # 1/√(q + c q²) as √q/(q √(1 + c q)): 0 where the points coincide
-            by_q = (root / ((c * q).add_(1).sqrt_() * q).add_(SMALL)).mul_(by_d)
+            by_q = (by_d * root).div_(((c * q).add_(1).sqrt_() * q).add_(SMALL))
             to_x, to_y = _to_points(here, other, by_q, near, lengths)
             of_x.append(to_x)
             of_y = of_y + to_y

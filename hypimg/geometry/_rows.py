@@ -119,7 +119,8 @@ class _Inner(torch.autograd.Function):
 
 def _sum(sign: int, x: Tensor, y: Tensor, f: Tensor | None = None) -> Tensor:
     """f y + sign x."""
-    y = y if f is None else f * y
+    if f is not None:
+        return (f * y).add_(x, alpha=sign)
     return y + x if sign > 0 else y - x
 
 

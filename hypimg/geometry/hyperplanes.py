@@ -128,8 +128,8 @@ class _Planes(torch.autograd.Function):
         to_square = inverse * (to_norm - inverse * inverse * (along_a + to_kappa * kappa * norm)) / 2
         scalars = (inverse, to_inner, 2 * to_square, c * kappa, -2 * c * to_beta)
         of_a, cross, of_aa, of_p, of_pp = (t.to(p.dtype) for t in scalars)
-        to_a = (of_a * to_w).add_(cross * p).add_(of_aa * a)
-        to_p = (of_p * to_w).add_(cross * a).add_(of_pp * p)
+        to_a = of_a * to_w + cross * p + of_aa * a
+        to_p = of_p * to_w + cross * a + of_pp * p
         to_c = None
         if ctx.needs_input_grad[2]:
             to_c = (kappa * along_p - to_beta * square_of(p)).sum_to_size(c.shape)

@@ -94,3 +94,16 @@ def test_cdist_auto_looks_and_chooses(points):
     far = y[:1]
     assert torch.equal(pb.cdist(x[:1], far, C), pb.cdist(x[:1], far, C, "matmul"))
     assert torch.equal(pb.cdist(x, x, C), pb.cdist(x, x, C, "exact"))
+
+
+def test_batched_gradients_are_a_loop(points, call):
+    x, y, v = (0.9 * t + 0.01 for t in inputs(points, torch.float64))
+    arguments = tuple(t.requires_grad_() for t in (x, y, v))
+    value = call(*arguments, C)
+    weights = torch.stack([torch.ones_like(value), torch.linspace(-1, 1, value.numel()).double().reshape(value.shape)])
+    options = {"allow_unused": True, "retain_graph": True}
+    together = torch.autograd.grad(value, arguments, weights, is_grads_batched=True, **options)
+    looped = [torch.autograd.grad(value, arguments, one, **options) for one in weights]
+    for i, ours in enumerate(together):
+        if ours is not None:
+            torch.testing.assert_close(ours, torch.stack([one[i] for one in looped]), rtol=1e-9, atol=1e-12)
