@@ -179,6 +179,9 @@ class _Move(torch.autograd.Function):
 
 def square_of(x: Tensor, c: Scalar | None = None) -> Tensor:
     """‖x‖² in float64, [..., 1]. Give c where 1 − c‖x‖² is to be formed."""
+    if x.numel() < _WHOLE and not torch.compiler.is_compiling():
+        wide = x.double()  # so small a copy may be kept, and a Function's own time would show
+        return (wide * wide).sum(-1, keepdim=True)
     return _Square.apply(x, c.detach() if isinstance(c, Tensor) else c)
 
 
