@@ -109,6 +109,8 @@ def check(cfg: DictConfig) -> None:
     threads = cfg.get("threads")
     if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= 1024):
         raise UserError("threads", threads, "must be a whole number from 1 to 1024, or null for all cores")
+    if not isinstance(cfg.get("devices"), int) or isinstance(cfg.devices, bool) or cfg.devices < 1:
+        raise UserError("devices", cfg.get("devices"), "must be a whole number ≥ 1")
     for key in ("download", "compile", "deterministic"):
         if not isinstance(cfg.get(key), bool):
             raise UserError(key, cfg.get(key), "must be true or false")
@@ -124,7 +126,7 @@ def check(cfg: DictConfig) -> None:
         if cfg.get(key) is not None and not isinstance(cfg[key], kind):
             raise UserError(key, cfg[key], "must be a list of metric names" if key == "show" else "must be a text")
     for group in KEY_GROUPS:
-        if (CONFIG_DIR / group).is_dir() and "_target_" not in (cfg.get(group) or {}):
+        if group != "augment" and "_target_" not in (cfg.get(group) or {}):  # images may be taken as they are
             raise UserError(group, None, f"missing; a run needs one of {', '.join(members(group))}")
     check_targets(cfg)
     OmegaConf.to_container(cfg, resolve=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
+import multiprocessing
+import os
+import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +18,40 @@ from omegaconf import DictConfig, open_dict
 
 from hypimg import config
 from hypimg.errors import Stopped, UserError, nearest
+from hypimg.training.preemption import StopRequest
+
+# Our launchers' settings bear the names of the plugins' own, which Hydra then takes as their schema, as we want.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 def run_task(cfg: DictConfig) -> int:
     """Execute one run, print its outcome, and return its exit code (0, 2 user error, 3 not finite, 1 our bug)."""
+    try:
+        return _run(cfg)
+    except Stopped as stopped:
+        raise SystemExit(stopped.exit_code) from None  # also leaves the jobs of a sweep that were to come
+
+
+def run_job(cfg: DictConfig) -> int:
+    """`run_task` in a process of its own, which hands back that it was stopped (128 + signal) like any exit code."""
+    try:
+        return _run(cfg)
+    except Stopped as stopped:
+        return stopped.exit_code
+
+
+_asked: StopRequest | None = None  # in a worker of joblib's: what it was asked since its first run
+
+
+def run_in_worker(cfg: DictConfig) -> int:
+    """`run_job` in a process that takes one run after another; once asked to stop, it begins no other."""
+    global _asked
+    if _asked is None:
+        _asked = StopRequest().__enter__()
+    return 128 + _asked.signal if _asked.signal is not None else run_job(cfg)
+
+
+def _run(cfg: DictConfig) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("lightning_fabric", "lightning.fabric", "matplotlib", "fontTools", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -28,7 +64,7 @@ def run_task(cfg: DictConfig) -> int:
         return error.exit_code
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
-        raise SystemExit(stopped.exit_code) from None  # also leaves the jobs of a sweep that were to come
+        raise
     except Exception:
         traceback.print_exc()
         return 1
@@ -43,6 +79,7 @@ def expand(overrides: list[str]) -> list[list[str]]:
     for word in overrides:
         if word.startswith("sweep=") and (name := word.removeprefix("sweep=")) not in config.members("sweep"):
             raise UserError("sweep", name, f"not in configs/sweep; {nearest(name, config.members('sweep'))}")
+    launcher_name(overrides)
     with config.hydra_session():
         fixed = [word for word in overrides if not _sweeps(word)]
         params = _compose_with_hydra(fixed).hydra.sweeper.params or {}
@@ -56,8 +93,10 @@ def launch(jobs: Sequence[Sequence[str]], launcher: Sequence[str] = ()) -> list[
     """Run each override list through a Hydra launcher and return the exit codes, in order.
 
     launcher: the words that choose it: [] runs here, one after another; ["hydra/launcher=joblib",
-    "hydra.launcher.n_jobs=2"] two at a time.  Jobs that share the machine get a thread each unless they say otherwise.
-    A signal stops the remaining jobs too.
+    "hydra.launcher.n_jobs=2"] two at a time; ["hydra/launcher=submitit_slurm"] each as a SLURM job.  Jobs that share
+    a machine share its cores and GPUs, unless they name threads= and device=.
+    A signal stops the remaining jobs too (SystemExit, 128 + signal), except those that SLURM has.
+    Raises UserError for a launcher that is not there, a job that wants several devices, and one that was killed.
     """
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
@@ -66,21 +105,93 @@ def launch(jobs: Sequence[Sequence[str]], launcher: Sequence[str] = ()) -> list[
 
     if not jobs:
         return []
-    shared = any(word.startswith("hydra/launcher=") for word in launcher)
-    words = [
-        [*job, *(["threads=1"] if shared and not any(word.startswith("threads=") for word in job) else [])]
-        for job in jobs
-    ]
+    name = launcher_name(launcher)
     with config.hydra_session():
-        cfg = _compose_with_hydra(list(launcher))
+        configs = [config.compose(list(job)) for job in jobs]
+        for job in configs:
+            refuse_several_devices(job)
+        cfg = _compose_with_hydra([*launcher, *jobs[0]])  # its runs_dir and name are the jobs'
+        words = [[*job, *more] for job, more in zip(jobs, shares(name, cfg.hydra.launcher, jobs, configs), strict=True)]
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
         with open_dict(cfg):
             cfg.hydra.overrides.task = []  # each job brings its own words
-        started = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_task, config=cfg)
-        returns = started.launch(words, initial_job_idx=0)
+        if folder := cfg.hydra.launcher.get("submitit_folder"):
+            print(f"{len(jobs)} jobs; each writes what it prints into {folder}".replace("%j", "<job>"), file=sys.stderr)
+        task = run_task if name == "basic" else run_in_worker if name == "joblib" else run_job
+        started = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+        with StopRequest(_pass_to_workers) if name == "joblib" else contextlib.nullcontext(StopRequest()) as stop:
+            try:
+                returns = started.launch(words, initial_job_idx=0)
+            except RuntimeError as error:  # joblib's for a worker that was killed, submitit's for a job that was
+                if stop.signal is None:
+                    what = " ".join(str(error).splitlines()[:2])
+                    raise UserError("hydra/launcher", name, f"{what}; the same command goes on where it was") from error
+        if stop.signal is not None:
+            raise SystemExit(128 + stop.signal)
     return [_code(job) for job in returns]
+
+
+def launcher_name(words: Sequence[str]) -> str:
+    """Which of Hydra's launchers the words choose.  Raises UserError for one that is unknown or not installed."""
+    names = [word.partition("=")[2] for word in words if word.startswith("hydra/launcher=")] or ["basic"]
+    known = config.members("hydra/launcher")
+    if names[-1] in known:
+        package = "hydra_joblib_launcher" if names[-1] == "joblib" else "hydra_submitit_launcher"
+        try:
+            importlib.import_module(f"hydra_plugins.{package}")
+        except ImportError:
+            raise UserError("hydra/launcher", names[-1], "needs pip install 'hypimg[launch]'") from None
+    elif names[-1] != "basic":
+        raise UserError("hydra/launcher", names[-1], f"no such launcher; {nearest(names[-1], [*known, 'basic'])}")
+    return names[-1]
+
+
+def refuse_several_devices(cfg: DictConfig) -> None:
+    """Raise UserError if one of several runs is itself to be spread over devices: that starts the command anew."""
+    if int(cfg.get("devices", 1)) > 1:
+        remedy = "one of several runs has one device: run each by itself with devices={} and without -m, or leave out "
+        remedy += "devices= and run several at a time with hydra/launcher=joblib or submitit_slurm"
+        raise UserError("devices", cfg.devices, remedy.format(cfg.devices))
+
+
+def shares(
+    name: str, launcher: DictConfig, jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
+) -> list[list[str]]:
+    """What each job is told of the machine beside its own words: the threads and the GPU that it is to use.
+
+    Threads: those that SLURM reserves for it, or else its share of this machine's cores.
+    GPUs: joblib's workers see all of them and take turns; SLURM shows each job its own.
+    """
+    if name == "basic":
+        return [[] for _ in jobs]
+    from joblib import cpu_count
+
+    at_once = launcher.get("n_jobs", len(jobs))
+    if at_once == 0:
+        raise UserError("hydra.launcher.n_jobs", 0, "must be a number of runs ≥ 1, or -1 for one per core")
+    if at_once < 0:
+        at_once = max(1, min(cpu_count() + 1 + at_once, len(jobs)))
+    reserved = launcher.get("cpus_per_task") or (1 if name == "submitit_slurm" else None)
+    words = [
+        [f"threads={reserved or max(1, cpu_count() // at_once)}"] if cfg.threads is None else [] for cfg in configs
+    ]
+    if name == "joblib":
+        import torch
+
+        gpus = torch.cuda.device_count()
+        for i, cfg in enumerate(configs):
+            if gpus > 1 and cfg.device in ("auto", "cuda"):
+                words[i].append(f"device=cuda:{i % gpus}")
+    return words
+
+
+def _pass_to_workers(number: int) -> None:
+    for worker in multiprocessing.active_children():
+        if worker.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGTERM)
 
 
 def _compose_with_hydra(overrides: list[str]) -> DictConfig:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from hypimg import config, rundir
 from hypimg.data.dataset import ImageDataset
 from hypimg.data.preprocess import split_off
-from hypimg.data.resident import ResidentImages
+from hypimg.data.resident import Part, ResidentImages, ResidentOriginals, read_part
 from hypimg.data.store import ImageStore
 from hypimg.errors import UserError
 from hypimg.evaluation.predictor import Predictor
@@ -100,11 +100,16 @@ class OpenedData:
 class RunData(OpenedData):
     """The data of a run for its evaluators: its own test images, and others opened under the same folders."""
 
+    dataset: ImageDataset = field(kw_only=True)
     store: ImageStore = field(kw_only=True)
 
     @property
     def indices(self) -> np.ndarray:
-        return self.store.indices("test")
+        return self.dataset.indices(self.store, "test")
+
+    def part(self, split: str) -> Part:
+        """The images of a split as a model takes them, with their labels."""
+        return read_part(self.dataset, self.store, self.dataset.indices(self.store, split))
 
     @property
     def labels(self) -> np.ndarray:
@@ -120,7 +125,7 @@ def open_data(cfg: DictConfig) -> tuple[ImageDataset, RunData]:
     dataset = instantiate(cfg.dataset)
     data_dir, store_dir = Path(cfg.data_dir), Path(cfg.store_dir)
     store = dataset.open(data_dir, store_dir, cfg.download)
-    return dataset, RunData(data_dir, store_dir, cfg.download, store=store)
+    return dataset, RunData(data_dir, store_dir, cfg.download, dataset=dataset, store=store)
 
 
 def checkpoints_of(directory: Path, cfg: DictConfig, data_digest: str) -> Checkpoints:
@@ -169,7 +174,7 @@ def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset,
     env = rundir.environment(data.device, threads, identity(data.store))
     rundir.write_json(directory / "environment.json", env)
 
-    machine = Machine(data.device, cfg.compile, cfg.deterministic, cfg.checkpoint_seconds)
+    machine = Machine(data.device, cfg.compile, cfg.deterministic, cfg.checkpoint_seconds, cfg.devices)
     trainer = instantiate(cfg.trainer, seed=cfg.seed, machine=machine)
     model = build_model(cfg, dataset).to(data.device)
     train, val = _train_and_val(cfg, dataset, data, trainer.val_fraction)
@@ -213,20 +218,30 @@ def use_threads(cfg: DictConfig) -> int:
 
 
 def _train_and_val(
-    cfg: DictConfig, dataset: ImageDataset, data: RunData, val_fraction: float
+    cfg: DictConfig, dataset: ImageDataset, data: RunData, val_fraction: float | None
 ) -> tuple[ResidentImages, ResidentImages | None]:
-    """The training images on the device, and those held out of them to choose a model by; None: none are."""
-    train = data.store.indices("train")
-    val = None
-    if val_fraction > 0:
-        labels = data.store.column("label")[train]
+    """The training images on the device, and those to choose a model by; None: there are none."""
+    store, train = data.store, dataset.indices(data.store, "train")
+    val = dataset.indices(store, "val") if val_fraction is None else None
+    if val_fraction:
+        labels = store.column("label")[train]
         kept, held_out = split_off(labels, val_fraction, generator(cfg.seed, "validation split"))
         if not len(held_out):
             raise UserError("trainer.val_fraction", val_fraction, "holds out no image; take a larger share")
         train, val = train[kept], train[held_out]
-    mean, std = dataset.mean, dataset.std
-    resident = ResidentImages(data.store, train, mean, std, data.device)
-    return resident, None if val is None else ResidentImages(data.store, val, mean, std, data.device)
+    augment = instantiate(cfg.augment) if cfg.get("augment") else None
+
+    def resident(indices: np.ndarray) -> ResidentImages:
+        return ResidentImages(read_part(dataset, store, indices), dataset.mean, dataset.std, data.device)
+
+    if augment is None:
+        images = resident(train)
+    elif store.ragged:
+        images = ResidentOriginals(dataset, store, train, augment, data.device)
+    else:
+        part = read_part(dataset, store, train)
+        images = ResidentImages(part, dataset.mean, dataset.std, data.device, augment)
+    return images, None if val is None else resident(val)
 
 
 def _summary(
@@ -337,7 +352,8 @@ def evaluate(
     folder, stores = Path(data_dir or defaults.data_dir), Path(store_dir or defaults.store_dir)
     where = pick_device(device)
     cfg = runs[0][0]
-    data = RunData(folder, stores, device=where, store=instantiate(cfg.dataset).open(folder, stores))
+    dataset = instantiate(cfg.dataset)
+    data = RunData(folder, stores, device=where, dataset=dataset, store=dataset.open(folder, stores))
     predictors = [_load(c, s, Path(d), where) for (c, s), d in zip(runs, run_dirs, strict=True)]
     return _evaluate(predictors, [Path(d) for d in run_dirs], evaluator, data)
 

@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hypimg.config import compose_group, members
@@ -37,6 +38,7 @@ def main(words: Sequence[str]) -> int:
 
         folders = Path(options["data_dir"]), Path(options["store_dir"])
         states = [inspect(instantiate(node), *folders, fill=fill, download=download) for node in nodes]
+        states = [replace(state, name=name) for name, state in zip(names, states, strict=True)]  # some share a set
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

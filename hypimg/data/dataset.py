@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from hypimg.data.class_splits import ClassSplit
 from hypimg.data.store import Decoded, ImageStore, open_or_fill
 from hypimg.errors import UserError
 
@@ -43,7 +47,10 @@ class ImageDataset(ABC):
     (`_locate`) and decodes it (`_decode`). `open` is all that training and evaluation use.
 
     mean, std: of pixel values in [0, 1], one per channel.
-    image_shape: C, H, W of what a model takes; where the stored originals vary in size, they are cut to it later.
+    class_split: a split of the classes into train, val and test (`class_splits`) that `indices` follows, in place of
+        the authors' split of the images.
+    image_shape: C, H, W of what a model takes; where the stored originals vary in size, `view` cuts them to it.
+    rotations: R > 1 makes R classes of each: its images turned by 0, 90, ... degrees (`resident.rotated`).
     """
 
     name: str
@@ -52,8 +59,10 @@ class ImageDataset(ABC):
     num_classes: int
     image_shape: tuple[int, int, int]  # C, H, W
     decoder_version: int  # raised when the same source and parameters give other pixels, order or columns
+    rotations: int = 1
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float], class_split: str | None = None):
+        self.class_split = None if class_split is None else ClassSplit(class_split)
         self.mean = self._per_channel("mean", mean)
         self.std = self._per_channel("std", std)
         if min(self.std) <= 0:
@@ -113,7 +122,29 @@ class ImageDataset(ABC):
             remedy = f"not found under {data_dir}; {self.where} there{self.or_download}"
             raise UserError("dataset", self.name, remedy)
         source = found
-        return open_or_fill(store_dir, self.name, found.digest, lambda: self._decode(source))
+        store = open_or_fill(store_dir, self.name, found.digest, lambda: self._decode(source))
+        if self.class_split is not None:
+            self.class_split.check(store.classes)
+        return store
+
+    def indices(self, store: ImageStore, split: str) -> npt.NDArray[np.int64]:
+        """The images of a split in stored order, int64 [N]; with a class split, those of the classes of a part.
+
+        Raises UserError where there is no such split.
+        """
+        return store.indices(split) if self.class_split is None else self.class_split.indices(store, split)
+
+    def view(self, store: ImageStore, indices: np.ndarray) -> np.ndarray:
+        """The images as they are evaluated, uint8 [N, H, W, C] of `image_shape`: the stored ones, in memory."""
+        channels, height, width = self.image_shape
+        if store.ragged or store.images.shape[1:] != (height, width, channels):
+            stored = "of varying size" if store.ragged else "×".join(map(str, store.images.shape[1:]))
+            raise UserError("dataset", self.name, f"its images are {stored}, not {height}×{width}×{channels}")
+        return store.images[indices]
+
+    def regions(self, store: ImageStore, indices: np.ndarray) -> npt.NDArray[np.int64] | None:
+        """What of each stored image counts, int64 [N, 4]: top, left, height, width in pixels; None for all of it."""
+        return None
 
     def download(self, data_dir: Path) -> None:
         """Fetch the authors' files into data_dir. Raises UserError, in one line, where that fails."""
@@ -177,6 +208,13 @@ def digest_of_tree(folder: Path, files: Iterable[Path]) -> str:
         except OSError as error:
             raise UserError("file", file, f"cannot be read ({error.strerror}); unpack or fetch it again") from error
     return digest.hexdigest()
+
+
+def skipping(value: bool | None) -> bool:
+    """Whether unreadable images are left out: the option skip_unreadable, null or true."""
+    if value not in (None, True):
+        raise UserError("dataset.skip_unreadable", value, "must be true, or null to stop at such an image")
+    return value is True
 
 
 def square(thing: str, size: int) -> tuple[int, int, int]:

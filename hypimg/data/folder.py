@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 # of the formats that archives.decode_image reads
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+
+log = logging.getLogger(__name__)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -43,6 +47,23 @@ def read_image(path: Path) -> np.ndarray:
         return np.asarray(open_upright(path, "RGB"))
     except ValueError as error:
         raise UserError("image", path, f"{error}; replace it or leave it out") from error
+
+
+def unreadable(files: Iterable[Path]) -> set[Path]:
+    """The files that `read_image` refuses, each with a line in the log. Decodes them all."""
+    refused = set()
+    for file in files:
+        try:
+            read_image(file)
+        except UserError as error:
+            log.warning("skipping %s", error)
+            refused.add(file)
+    return refused
+
+
+def form_skipping(form: str, count: int) -> str:
+    """A data set's form, as runs record it, with the number of images left out of it."""
+    return f"{form}, {count:,} unreadable skipped" if count else form
 
 
 def open_upright(path: Path, mode: str) -> Image.Image:

@@ -45,7 +45,8 @@ def inspect(dataset: ImageDataset, data_dir: Path, store_dir: Path, fill: bool =
             store = _stored(dataset, found, store_dir)
     except UserError as error:
         return State(dataset.name, "error", note=str(error))
-    images = ", ".join(f"{split} {count:,}" for split, count in found.counts.items())
+    counts = found.counts if store is None else store.counts  # fewer where unreadable images were skipped
+    images = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     official = found.official if store is None else store.official
     says = {
         True: "yes",

@@ -134,6 +134,19 @@ class ImageStore:
         pixels: np.ndarray = self._files["pixels.bin"][start:stop].reshape(self._files["shapes.npy"][index])
         return pixels
 
+    @property
+    def flat(self) -> tuple[np.ndarray, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(pixels uint8 [total], offsets int64 [N + 1], shapes int64 [N, 3]), whether sizes vary or not.
+
+        Image i is pixels[offsets[i] : offsets[i + 1]] in the shape shapes[i] = (H, W, C). The pixels are a view of the
+        map.
+        """
+        if "pixels.bin" in self._files:
+            return self._files["pixels.bin"], self._files["offsets.npy"], self._files["shapes.npy"]
+        count, *shape = self.images.shape
+        offsets = np.arange(count + 1, dtype=np.int64) * int(np.prod(shape))
+        return self.images.reshape(-1), offsets, np.tile(np.array(shape, np.int64), (count, 1))
+
     def column(self, name: str) -> np.ndarray:
         """One value per image, [N]. KeyError names the columns there are."""
         if name not in self.columns:

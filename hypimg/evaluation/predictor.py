@@ -50,6 +50,12 @@ class Predictor:
             logits.append(out.float().cpu())
         return torch.cat(points), torch.cat(logits)
 
+    @torch.no_grad()
+    def embed(self, images: np.ndarray) -> Tensor:
+        """uint8 images [N, H, W, C] as the model takes them → points float32 [N, d] on the model's device."""
+        batches = torch.from_numpy(images).split(self.batch_size)
+        return torch.cat([self.model.embed(self.preprocess(batch.permute(0, 3, 1, 2))).float() for batch in batches])
+
     def embed_all(self, store: ImageStore, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points [N, d] and logits [N, K], float32, of the images of a store at `indices`, in that order."""
         if store.images.shape[1:] != (self.image_shape[1], self.image_shape[2], self.image_shape[0]):

@@ -25,8 +25,11 @@ class Classifier(nn.Module):
         """images [N, C, H, W], normalised → points of the space [N, dim]."""
         return self.space.embed(self.features(images))
 
-    def forward(self, images: Tensor, with_points: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """images [N, C, H, W], normalised → logits [N, K]; with_points: (logits, points [N, dim])."""
+    def forward(self, images: Tensor, with_points: bool = False, **task: int) -> Tensor | tuple[Tensor, Tensor]:
+        """images [N, C, H, W], normalised → logits [N, K]; with_points: (logits, points [N, dim]).
+
+        task: what the head has to know of the batch (way and shot of an episode).
+        """
         points = self.embed(images)
-        logits = self.head(points)
+        logits = self.head(points, **task)
         return (logits, points) if with_points else logits

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
-from hypimg.nn.spaces import Space
+from hypimg.errors import UserError
+from hypimg.nn.spaces import Euclidean, Space
 
 
 class MLR(nn.Module):
@@ -35,3 +38,53 @@ class Linear(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         return self.linear(self.space.logmap0(points))
+
+
+LOGITS = ("published", "distance", "squared_distance", "cosine")
+
+
+class ProtoNet(nn.Module):
+    """Classes are the means of a few labelled points; logits say how near a query is to each.
+
+    logits: `distance`: −d / temperature; `squared_distance`: −d² / temperature; `cosine`: the cosine of the angle at the
+        origin, over the temperature; `published`: what HIE's official code takes, −d in a curved space and −d² in the
+        Euclidean one.
+    temperature: > 0.
+    Prototypes are the space's midpoints (in the ball the Einstein midpoint). The head has no parameters; in_features
+    and num_classes are not used.
+    Source: Snell et al. (NeurIPS 2017); HIE, section 5.2.
+    """
+
+    def __init__(
+        self, space: Space, in_features: int, num_classes: int, logits: str = "published", temperature: float = 1.0
+    ):
+        super().__init__()
+        if logits not in LOGITS:
+            raise UserError("head.logits", logits, f"must be one of {', '.join(LOGITS)}")
+        if isinstance(temperature, bool) or not (0 < temperature < math.inf):
+            raise UserError("head.temperature", temperature, "must be a finite number > 0")
+        if logits == "published":
+            logits = "squared_distance" if isinstance(space, Euclidean) else "distance"
+        self.space, self.logits, self.temperature = space, logits, float(temperature)
+
+    def scores(self, support: Tensor, queries: Tensor) -> Tensor:
+        """support [..., shot, way, d], queries [..., q, d] → logits [..., q, way]."""
+        prototypes = self.space.midpoint(support, dim=-3)
+        if self.logits == "cosine":
+            unit = nn.functional.normalize
+            return unit(queries, dim=-1) @ unit(prototypes, dim=-1).mT / self.temperature
+        distances = self.space.cdist(queries, prototypes)
+        return -(distances if self.logits == "distance" else distances.square()) / self.temperature
+
+    def forward(self, points: Tensor, way: int = 0, shot: int = 0) -> Tensor:
+        """One episode: points [way · (shot + query), d], support first (see `EpisodeSampler`) → [way · query, way].
+
+        Raises UserError without `way` and `shot`: the head knows no classes of its own.
+        """
+        if not (way and shot):
+            raise UserError("head", "ProtoNet", "has no classes of its own: give it support images (way and shot)")
+        support, queries = points.split([way * shot, len(points) - way * shot])
+        return self.scores(support.unflatten(0, (shot, way)), queries)
+
+    def extra_repr(self) -> str:
+        return f"logits={self.logits}, temperature={self.temperature:g}"

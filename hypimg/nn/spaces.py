@@ -258,6 +258,19 @@ class PoincareBall(Space):
         return ", ".join(parts)
 
 
+class AngularBall(PoincareBall):
+    """The Poincaré ball where only directions count: each feature vector is moved onto the clip sphere.
+
+    embed = (1 − margin)/√c · v/‖v‖ (0 stays 0). Between two such points at an angle θ the distance is
+    (2/√c) arsinh(2 (1 − ε) sin(θ/2)/(1 − (1 − ε)²)) with ε the margin: one function of θ over √c, so c is a temperature
+    and nothing else. The control for models whose embeddings all lie on the clip sphere anyhow.
+    """
+
+    def embed(self, features: Tensor) -> Tensor:
+        points = nn.functional.normalize(_single(features), dim=-1) * ((1 - self.margin) / self.curvature**0.5)
+        return _rescale_gradient(points, self._metric_c()) if self.rescale_gradient else points
+
+
 # HIE's official code: the floor of norms, what a Möbius sum adds to its denominator, and how far artanh stays below 1.
 _OFFICIAL_EPS = 1e-5
 _OFFICIAL_TANH_LIMIT = 15.0

@@ -39,25 +39,25 @@ class MetricsFile:
             remedy = f"does not have the {closed} epochs of the checkpoint; delete {self.path.parent} to train again"
             raise UserError("metrics", self.path, remedy)
         if rows:
-            self._header = list(rows[0])
-            write_atomically(
-                self.path, "".join(map(_csv_line, [self._header, *(row.values() for row in rows)])).encode()
-            )
+            self._rewrite(rows)
         else:
             self.path.unlink(missing_ok=True)
             self._header = []
 
+    def _rewrite(self, rows: list[Row]) -> None:
+        """All rows under the names that any of them has: an epoch without validation has fewer."""
+        self._header = list(dict.fromkeys(name for row in rows for name in row))
+        lines = [self._header, *([row.get(name, "") for name in self._header] for row in rows)]
+        write_atomically(self.path, "".join(map(_csv_line, lines)).encode())
+
     def epoch(self, row: Row) -> None:
         if wrong := [name for name in row if not NAME.fullmatch(name)]:
             raise ValueError(f"metric names must match {NAME.pattern}: {wrong}")
-        lines = []
-        if not self._header:
-            self._header = list(row)
-            lines.append(_csv_line(self._header))
-        lines.append(_csv_line([row.get(name, "") for name in self._header]))
         try:
+            if not row.keys() <= set(self._header):
+                return self._rewrite([*read_metrics(self.path), row])
             with open(self.path, "a", newline="") as file:
-                file.write("".join(lines))
+                file.write(_csv_line([row.get(name, "") for name in self._header]))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

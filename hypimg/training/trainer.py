@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,28 +13,24 @@ from torch import Tensor, nn
 from hypimg.data.resident import ResidentImages
 from hypimg.errors import Stopped, UserError
 from hypimg.training.checkpoint import Checkpoints
+from hypimg.training.devices import Machine, any_rank, open_fabric, sum_over_ranks
 from hypimg.training.diagnosis import explain_nondeterminism, first_non_finite, non_finite_error
 from hypimg.training.loggers import Row
+from hypimg.training.metrics import added, averages
+from hypimg.training.parameters import parameter_groups
 from hypimg.training.preemption import StopRequest
+from hypimg.training.seeding import derive_seed, generator
 
 # On a GPU, looking at the loss waits for the device; on a CPU it is free and done at every step.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where and how fast a run is computed; none of it is meant to change the result."""
-
-    device: str = "cpu"
-    compile: bool = False
-    deterministic: bool = False
-    checkpoint_seconds: float = 60.0
-
-
 class Trainer:
     """Trains one model for a number of epochs; stopped at any step, it goes on to the same bits.
 
-    epochs: passes over the training images, ≥ 1.  val_fraction: share of them that is split off for validation.
+    epochs: passes over the training images, or as many steps as the objective says, ≥ 1.
+    val_fraction: share of the training images that is split off for validation; null: the data set has a part for it.
+    val_every: epochs from one validation to the next; null: 1. The last epoch is always validated.
     select: `best` keeps the weights of the epoch with the highest validation accuracy, `last` those of the last epoch.
     precision: a name of Lightning Fabric's (32-true, bf16-mixed, …).  gradient_clip: largest norm of the gradient.
     """
@@ -44,7 +38,8 @@ class Trainer:
     def __init__(
         self,
         epochs: int,
-        val_fraction: float = 0.1,
+        val_fraction: float | None = 0.1,
+        val_every: int | None = None,
         select: str = "best",
         precision: str = "32-true",
         gradient_clip: float | None = None,
@@ -56,11 +51,13 @@ class Trainer:
             raise UserError("trainer.epochs", epochs, "must be a whole number ≥ 1")
         if select not in {"best", "last"}:
             raise UserError("trainer.select", select, "must be best or last")
-        if not 0 <= val_fraction < 1 or (val_fraction == 0 and select == "best"):
+        if val_fraction is not None and (not 0 <= val_fraction < 1 or (val_fraction == 0 and select == "best")):
             raise UserError("trainer.val_fraction", val_fraction, "must lie in (0, 1); 0 needs trainer.select=last")
+        if val_every is not None and (not isinstance(val_every, int) or val_every < 1):
+            raise UserError("trainer.val_every", val_every, "must be a whole number of epochs ≥ 1, or null")
         if gradient_clip is not None and not gradient_clip > 0:
             raise UserError("trainer.gradient_clip", gradient_clip, "must be > 0, or null for no clipping")
-        self.epochs, self.val_fraction, self.select = epochs, val_fraction, select
+        self.epochs, self.val_fraction, self.val_every, self.select = epochs, val_fraction, val_every or 1, select
         self.precision, self.gradient_clip, self.seed, self.machine = precision, gradient_clip, seed, machine
 
     def fit(
@@ -84,24 +81,24 @@ class Trainer:
         """
         loop = _Loop(self, model, train, val, objective, make_optimizer, make_scheduler, checkpoints, stop)
         loop.resume()
-        for logger in loggers:
+        for logger in loggers if loop.leads else []:
             logger.resume(loop.closed)
-        progress = make_progress(self.epochs, loop.per_epoch, loop.step)
+        progress = make_progress(self.epochs, loop.per_epoch, loop.step) if loop.leads else None
         try:
             while loop.closed < self.epochs:
-                loop.leave_if_asked()
+                loop.save_if_due()
                 if loop.step == (loop.closed + 1) * loop.per_epoch:
                     row = loop.close_epoch()
-                    for logger in (*loggers, progress):
+                    for logger in (*loggers, progress) if loop.leads else []:
                         logger.epoch(row)
                     loop.save()
                 else:
                     loop.train_step()
-                    progress.step()
-                    if time.monotonic() - loop.saved > self.machine.checkpoint_seconds:
-                        loop.save()
+                    if progress:
+                        progress.step()
         finally:
-            progress.close()
+            if progress:
+                progress.close()
         return loop.best
 
 
@@ -122,13 +119,17 @@ class _Loop:
     ):
         self.trainer, self.model, self.train, self.val = trainer, model, train, val
         self.objective, self.checkpoints, self.stop = objective, checkpoints, stop
-        self.fabric = _fabric(trainer)
+        self.fabric = open_fabric(trainer.machine, trainer.precision)
+        self.rank, self.ranks = self.fabric.global_rank, self.fabric.world_size
+        self.leads = self.rank == 0  # this process validates, writes and speaks for all
         self.eager = self.fabric.setup_module(model)
+        self.eager.mark_forward_method("embed")
         self.compiled = self.fabric.setup_module(torch.compile(model)) if trainer.machine.compile else self.eager
         plain = make_optimizer(parameter_groups(model))
         self.scheduler = make_scheduler(plain)
         self.optimizer = self.fabric.setup_optimizers(plain)
-        self.per_epoch: int = objective.steps_per_epoch(train.labels)
+        objective.prepare(train, val, self.ranks)
+        self.per_epoch: int = objective.steps_per_epoch
         self.check_every = STEPS_BETWEEN_CHECKS.get(train.device.type, 100)
 
         self.step, self.closed = 0, 0
@@ -152,13 +153,29 @@ class _Loop:
             for name in ("model", "optimizer", "scheduler"):
                 getattr(self, name).load_state_dict(state.pop(name))
             vars(self).update(state)
-            self.sums = {name: value.to(self.train.device) for name, value in self.sums.items()}
+            # What was summed over all ranks goes on in one of them.
+            self.sums = {name: value.to(self.train.device) for name, value in self.sums.items() if self.leads}
 
-    def save(self, name: str = "last") -> None:
+    def save(self) -> None:
+        """All ranks call this at the same step."""
+        own, self.sums = self.sums, sum_over_ranks(self.fabric, self.sums)
+        self.write("last")
+        self.sums, self.saved = own, time.monotonic()
+
+    def write(self, name: str) -> None:
         if first_non_finite(self.model, None):  # a gradient may have spoilt them after the last look at the loss
             raise non_finite_error(self.model, None)
-        self.checkpoints.save(name, self.state())
-        self.saved = time.monotonic()
+        if self.leads:
+            self.checkpoints.save(name, self.state())
+
+    def save_if_due(self) -> None:
+        due = time.monotonic() - self.saved > self.trainer.machine.checkpoint_seconds
+        asked, due = any_rank(self.fabric, self.step, self.stop.signal, due)
+        if asked:
+            self.stop.signal = asked
+            self.leave_if_asked()
+        if due and self.step % self.per_epoch:
+            self.save()
 
     def leave_if_asked(self) -> None:
         if self.stop.signal is not None:
@@ -166,28 +183,37 @@ class _Loop:
             raise Stopped(self.stop.signal, str(self.checkpoints.path("last")))
 
     def train_step(self) -> None:
-        indices = self.objective.draw(self.train.labels, self.trainer.seed, self.step)
-        images, labels = self.train.take(indices)
-        # Compiled code is made for one batch size; a smaller last batch takes the eager path.
-        forward = self.compiled if len(indices) == self.objective.batch_size else self.eager
+        seed = self.trainer.seed
         self.eager.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with explain_nondeterminism(self.trainer.machine.deterministic):
-            loss, metrics = self.objective.loss(forward, images, labels)
-            if (self.step + 1) % self.check_every == 0 and not bool(torch.isfinite(loss)):
-                raise non_finite_error(self.model, images)
-            self.fabric.backward(loss)
+        pieces = list(self.objective.pieces(seed, self.step, self.rank, self.ranks))
+        for position, piece in enumerate(pieces, start=1):
+            torch.manual_seed(derive_seed(seed, "dropout", piece.number))
+            draw = generator(seed, "augmentation", piece.number)
+            images, labels = self.train.take(piece.indices, draw, piece.rows)
+            # Compiled code is made for one batch size; a smaller last batch takes the eager path.
+            forward = self.compiled if len(images) == self.objective.batch_size else self.eager
+            with (
+                explain_nondeterminism(self.trainer.machine.deterministic),
+                self.fabric.no_backward_sync(self.eager, enabled=position < len(pieces)),
+            ):
+                loss, metrics = self.objective.loss(forward, images, labels)
+                if (self.step + 1) % self.check_every == 0 and not bool(torch.isfinite(loss)):
+                    raise non_finite_error(self.model, images)
+                self.fabric.backward(loss * piece.weight)
+            self.sums = added(self.sums, metrics)
         if limit := self.trainer.gradient_clip:
             self.fabric.clip_gradients(self.eager, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.optimizer.step()
         self.step += 1
-        self.sums = added(self.sums, metrics)
 
     def close_epoch(self) -> Row:
         """Validate, move the schedule, note the best; returns the epoch's row of metrics."""
         row: Row = {"epoch": self.closed + 1, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
-        row |= averages("train", self.sums)
-        if self.val is not None:
+        row |= averages("train", sum_over_ranks(self.fabric, self.sums))
+        epoch = self.closed + 1
+        due = epoch % self.trainer.val_every == 0 or epoch == self.trainer.epochs
+        if self.val is not None and self.leads and due:
             row |= averages("val", self.validate(self.val))
         row["c"] = float(self.model.space.c)  # moves where it is learned
         self.scheduler.step()
@@ -198,53 +224,18 @@ class _Loop:
         if self.trainer.select == "last" or value > self.best["value"]:
             self.best = {"epoch": self.closed, "value": value}
             if self.trainer.select == "best":
-                self.save("best")
+                self.write("best")
         return row
 
     def validate(self, val: ResidentImages) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
+        # The bare model where there are more ranks: a wrapped one would wait for them.
+        model = self.eager if self.ranks == 1 else self.model
         self.eager.eval()
-        with torch.no_grad():
-            for indices in self.objective.validation_batches(val.labels, self.trainer.seed):
-                self.leave_if_asked()
-                _, metrics = self.objective.loss(self.eager, *val.take(indices))
-                sums = added(sums, metrics)
+        with torch.no_grad(), self.fabric.autocast():
+            for metrics in self.objective.validate(model, val, self.trainer.seed):
+                if self.ranks == 1:
+                    self.leave_if_asked()
+                if metrics:
+                    sums = added(sums, metrics)
         return sums
-
-
-def _fabric(trainer: Trainer) -> Any:
-    from lightning_fabric import Fabric
-
-    device = torch.device(trainer.machine.device)
-    if trainer.machine.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    devices: Any = [device.index or 0] if device.type == "cuda" else 1
-    try:
-        fabric = Fabric(accelerator=device.type, devices=devices, precision=trainer.precision)  # type: ignore[arg-type]
-    except (ImportError, ValueError) as error:
-        raise UserError("trainer.precision", trainer.precision, str(error)) from error
-    fabric.launch()
-    return fabric
-
-
-def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: sums[name] + value for name, value in more.items()} if sums else more
-
-
-def averages(split: str, sums: dict[str, Tensor]) -> Row:
-    """Sums over images → means per image, named `<split>/<metric>`; only here the loop waits for the device."""
-    values = {name: float(value) for name, value in sums.items()}
-    count = values.pop("count")
-    return {f"{split}/{name}": value / count for name, value in values.items()}
-
-
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The trained parameters; those that a module lists in `no_weight_decay()` (a learnable curvature) undecayed."""
-    exempt = {id(p) for part in model.modules() for p in getattr(part, "no_weight_decay", list)()}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in exempt]}]
-    if exempt:
-        groups.append({"params": [p for p in trained if id(p) in exempt], "weight_decay": 0.0})
-    return groups

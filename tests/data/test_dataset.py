@@ -63,6 +63,23 @@ def test_folders_may_be_given_as_text(data_dir, tmp_path):
     assert len(Bytes().open(str(data_dir), str(tmp_path / "store"))) == 3
 
 
+def test_the_view_is_the_stored_images_in_memory_and_nothing_of_them_is_left_out(data_dir, tmp_path):
+    store = Bytes().open(data_dir, tmp_path / "store")
+    view = Bytes().view(store, np.array([2, 0]))
+    assert type(view) is np.ndarray
+    assert view.ravel().tolist() == [ord("c"), ord("a")]
+    assert Bytes().indices(store, "train").tolist() == [0, 1, 2]
+    assert Bytes().regions(store, np.array([2, 0])) is None
+    assert Bytes().rotations == 1
+
+
+def test_stored_images_of_another_size_are_no_view(data_dir, tmp_path):
+    store = Bytes().open(data_dir, tmp_path / "store")
+    larger = type("Larger", (Bytes,), {"image_shape": (1, 2, 3)})()
+    with pytest.raises(UserError, match="dataset=bytes: its images are 1×1×1, not 2×3×1"):
+        larger.view(store, np.array([0]))
+
+
 def test_the_digest_moves_with_source_parameters_and_decoder(data_dir):
     digests = [Bytes().find(data_dir).digest]
     for change in ({"offset": 1}, {"decoder_version": 2}, {"name": "other"}):

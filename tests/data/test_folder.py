@@ -106,3 +106,16 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path, content, message):
         read_image(file)
     assert caught.value.value == file
     assert "\n" not in str(caught.value)
+
+
+def test_unreadable_files_are_found_and_logged(tmp_path, caplog):
+    for name in "abc":
+        Image.new("L", (4, 4)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    files = sorted(tmp_path.iterdir())
+    assert unreadable(files) == {tmp_path / "b.png"}
+    assert [record.message for record in caplog.records] == [
+        f"skipping image={tmp_path / 'b.png'}: empty file; replace it or leave it out"
+    ]
+    assert form_skipping("a folder", 1) == "a folder, 1 unreadable skipped"
+    assert form_skipping("a folder", 0) == "a folder"

@@ -117,6 +117,20 @@ def test_images_of_varying_size_are_counted_from_the_end_as_in_a_list(tmp_path):
             store.image(beyond)
 
 
+@pytest.mark.parametrize("ragged", [True, False])
+def test_all_pixels_lie_in_a_row_with_offsets_and_shapes(tmp_path, ragged):
+    shapes = [(2, 3, 3), (1, 5, 3), (4, 4, 3)] if ragged else [(4, 4, 3)] * 3
+    contents = decoded_ragged(shapes) if ragged else decoded(3, 4)
+    store = open_or_fill(tmp_path, "x", DIGEST, lambda: contents)
+    pixels, offsets, sizes = store.flat
+    assert (pixels.dtype, offsets.dtype, sizes.dtype) == (np.uint8, np.int64, np.int64)
+    assert (offsets.shape, sizes.tolist()) == ((4,), [list(store.image(i).shape) for i in range(3)])
+    assert offsets[0] == 0 and offsets[-1] == len(pixels)
+    assert np.shares_memory(pixels, store.image(0))
+    for i in range(3):
+        assert np.array_equal(pixels[offsets[i] : offsets[i + 1]].reshape(sizes[i]), store.image(i))
+
+
 def test_images_handed_over_one_by_one_that_have_one_size_are_one_array(tmp_path):
     store = open_or_fill(tmp_path, "toy", DIGEST, lambda: decoded_ragged([(3, 4, 3)] * 5))
     assert not store.ragged

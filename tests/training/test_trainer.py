@@ -9,7 +9,8 @@ import torch
 from hypimg import config, launch, run
 from hypimg.training.diagnosis import explain_nondeterminism, first_non_finite
 from hypimg.training.loggers import read_metrics
-from hypimg.training.trainer import averages, parameter_groups
+from hypimg.training.metrics import averages
+from hypimg.training.parameters import parameter_groups
 
 
 def _train(words: list[str]) -> tuple[Path, list[dict[str, float]]]:

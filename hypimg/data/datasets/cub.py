@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hypimg.data.archives import leaves_folder
-from hypimg.data.dataset import Found, ImageDataset, digest_of_tree, search, square
-from hypimg.data.folder import read_image
-from hypimg.data.store import Decoded
+from hypimg.data.dataset import Found, ImageDataset, digest_of_tree, search, skipping, square
+from hypimg.data.folder import form_skipping, read_image, unreadable
+from hypimg.data.store import Decoded, ImageStore
+from hypimg.data.views import centre_views
 from hypimg.errors import UserError
 
 FOLDER = "CUB_200_2011"
@@ -44,18 +47,58 @@ class Cub(ImageDataset):
     box_w, box_h hold the bird's bounding box in pixels. Counts and lists are checked; the pixels are not known to us,
     so no copy is called official.
 
-    image_size: the side of the square that a model takes; the store keeps the originals, of varying size.
+    image_size: the side of the square that a model takes; the store keeps the originals, of varying size. Evaluation
+        brings the short side to it (bicubic) and cuts the middle out, as HIE's official code does.
+    crop: `bbox` takes the bird's bounding box alone, in `view` and for training; `none` (or null) the whole photograph.
+        Which of the two HIE's Table 5 did is unknown.
+    skip_unreadable: true leaves photographs out that cannot be decoded, and counts them; null stops at the first.
     """
 
     name = "cub"
-    where = "unpack CUB_200_2011.tgz of the authors' page (folder CUB_200_2011 with images and lists)"
+    where = (
+        "unpack CUB_200_2011.tgz (doi.org/10.22002/D1.20098, 1.2 GB, MD5 97eceeb196236b17998738112f37df78), "
+        "so that CUB_200_2011/images.txt and CUB_200_2011/images/001.Black_footed_Albatross lie"
+    )
     splits = ("train", "test")
     num_classes = 200
     decoder_version = 1
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], image_size: int = 84):
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int = 84,
+        class_split: str | None = None,
+        crop: str | None = None,
+        skip_unreadable: bool | None = None,
+    ):
+        if crop not in (None, "none", "bbox"):
+            raise UserError("dataset.crop", crop, "must be none or bbox")
+        self.crop, self.skip_unreadable = crop, skipping(skip_unreadable)
         self.image_shape = square("dataset.image_size", image_size)
-        super().__init__(mean, std)
+        super().__init__(mean, std, class_split)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"skip_unreadable": True} if self.skip_unreadable else {}
+
+    def view(self, store: ImageStore, indices: np.ndarray) -> np.ndarray:
+        size, regions = self.image_shape[1], self.regions(store, indices)
+        return centre_views(store, indices, resize=size, size=size, resample="bicubic", regions=regions)
+
+    def regions(self, store: ImageStore, indices: np.ndarray) -> npt.NDArray[np.int64] | None:
+        """The birds' boxes, rounded outwards to whole pixels and cut at the photographs' borders; None if whole."""
+        if self.crop != "bbox":
+            return None
+        left, top, width, height = (store.column(f"box_{side}")[indices] for side in "xywh")
+        low = np.floor(np.stack([top, left], axis=1))
+        high = np.ceil(np.stack([top + height, left + width], axis=1))
+        sizes = store.flat[2][indices, :2]
+        low, high = np.clip(low, 0, sizes), np.clip(high, 0, sizes)
+        if (low >= high).any():
+            number = int(indices[np.flatnonzero((low >= high).any(axis=1))[0]])
+            raise UserError("dataset.crop", self.crop, f"the box of image {number} lies outside it; pass crop=none")
+        return np.concatenate([low, high - low], axis=1).astype(np.int64)
 
     def _locate(self, data_dir: Path) -> Found | None:
         found = [path.parent for path in search(data_dir, ["image_class_labels.txt"])["image_class_labels.txt"]]
@@ -71,19 +114,18 @@ class Cub(ImageDataset):
     def _decode(self, found: Found) -> Decoded:
         folder = found.files[0]
         lists = read_lists(folder)
-        boxes = {f"box_{side}": lists.boxes[:, i].copy() for i, side in enumerate("xywh")}
+        files = [folder / "images" / path for path in lists.paths]
+        refused = unreadable(files) if self.skip_unreadable else set()
+        kept = np.array([file not in refused for file in files])
+        boxes = {f"box_{side}": lists.boxes[kept, i] for i, side in enumerate("xywh")}
         return Decoded(
-            images=_images(folder, lists.paths),
-            columns={"label": lists.labels, "split": lists.split, **boxes},
+            images=(read_image(file) for file in files if file not in refused),
+            columns={"label": lists.labels[kept], "split": lists.split[kept], **boxes},
             names={"label": lists.classes, "split": list(self.splits)},
-            form=found.form,
+            form=form_skipping(found.form, len(refused)),
             official=False,
+            details={"skipped": sorted(file.name for file in refused)} if self.skip_unreadable else {},
         )
-
-
-def _images(folder: Path, paths: list[str]) -> Iterator[np.ndarray]:
-    for path in paths:
-        yield read_image(folder / "images" / path)
 
 
 def read_lists(folder: Path) -> Lists:

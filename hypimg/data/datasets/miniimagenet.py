@@ -6,15 +6,18 @@ import contextlib
 import csv
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hypimg.data.archives import leaves_folder, read_pickled_dict, text
-from hypimg.data.dataset import Found, ImageDataset, digest_of_tree, search, sha256_of_file, square
-from hypimg.data.folder import IMAGE_SUFFIXES, read_image
-from hypimg.data.store import Decoded
+from hypimg.data.dataset import Found, ImageDataset, digest_of_tree, search, sha256_of_file, skipping, square
+from hypimg.data.folder import IMAGE_SUFFIXES, form_skipping, read_image, unreadable
+from hypimg.data.store import Decoded, ImageStore
+from hypimg.data.views import centre_views
 from hypimg.errors import UserError
 
 PER_CLASS = 600
@@ -58,21 +61,43 @@ class MiniImageNet(ImageDataset):
     `catname2label`), read through an allow-list. Images are stored as they are, by split, then class, then as the
     source orders them. Its authors publish lists, not images, so no copy is called official.
 
-    image_size: the side of the square that a model takes; the store may hold other sizes.
+    image_size: the side of the square that a model takes; the store may hold other sizes. Evaluation brings the short
+        side to 92/84 of it (bilinear) and cuts the middle out, as HIE's official code does; so images of 84 pixels are
+        enlarged first, there and here.
+    class_split: a user's own; null for the published one, which the splits are.
+    skip_unreadable: true leaves image files out that cannot be decoded, and counts them; null stops at the first.
     """
 
     name = "miniimagenet"
     where = (
-        "put train.csv, val.csv, test.csv and their folder images (or class folders n01532829, ..., "
-        "or mini-imagenet-cache-train.pkl, ...) in miniimagenet"
+        "put miniimagenet/train.csv, val.csv, test.csv of Ravi and Larochelle (columns filename,label; "
+        "github.com/twitter/meta-learning-lstm) and the 60,000 photographs that they name in miniimagenet/images; "
+        "or folders miniimagenet/train/n01532829, ..., val/..., test/... of 600 photographs each; "
+        "or mini-imagenet-cache-train.pkl, -val.pkl and -test.pkl"
     )
     splits = ("train", "val", "test")
     num_classes = 100
     decoder_version = 1
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], image_size: int = 84):
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int = 84,
+        class_split: str | None = None,
+        skip_unreadable: bool | None = None,
+    ):
+        self.skip_unreadable = skipping(skip_unreadable)
         self.image_shape = square("dataset.image_size", image_size)
-        super().__init__(mean, std)
+        super().__init__(mean, std, class_split)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"skip_unreadable": True} if self.skip_unreadable else {}
+
+    def view(self, store: ImageStore, indices: np.ndarray) -> np.ndarray:
+        size = self.image_shape[1]
+        return centre_views(store, indices, resize=round(size * 92 / 84), size=size, resample="bilinear")
 
     def _locate(self, data_dir: Path) -> Found | None:
         counts = {split: len(classes) * PER_CLASS for split, classes in CLASSES.items()}
@@ -88,27 +113,30 @@ class MiniImageNet(ImageDataset):
         return None
 
     def _decode(self, found: Found) -> Decoded:
-        readers = {form: read for form, _, read in FOLDER_FORMS}
-        folder = found.files[0]
-        images = _decoded(readers[found.form](folder)) if found.form in readers else _from_caches(found.files)
         classes = [name for split in self.splits for name in CLASSES[split]]
         sizes = [len(CLASSES[split]) * PER_CLASS for split in self.splits]
+        kept, skipped = np.ones(sum(sizes), bool), []
+        readers = {form: read for form, _, read in FOLDER_FORMS}
+        images: Iterator[np.ndarray]
+        if found.form in readers:
+            files = [file for paths in readers[found.form](found.files[0]).values() for file in paths]
+            refused = unreadable(files) if self.skip_unreadable else set()
+            kept[:] = [file not in refused for file in files]
+            images = (read_image(file) for file in files if file not in refused)
+            skipped = sorted(file.name for file in refused)
+        else:
+            images = _from_caches(found.files)
         return Decoded(
             images=images,
             columns={
-                "label": np.repeat(np.arange(len(classes), dtype=np.int64), PER_CLASS),
-                "split": np.repeat(np.arange(len(sizes), dtype=np.uint8), sizes),
+                "label": np.repeat(np.arange(len(classes), dtype=np.int64), PER_CLASS)[kept],
+                "split": np.repeat(np.arange(len(sizes), dtype=np.uint8), sizes)[kept],
             },
             names={"label": classes, "split": list(self.splits)},
-            form=found.form,
+            form=form_skipping(found.form, len(skipped)),
             official=False,
+            details={"skipped": skipped} if self.skip_unreadable else {},
         )
-
-
-def _decoded(sources: Sources) -> Iterator[np.ndarray]:
-    for files in sources.values():
-        for file in files:
-            yield read_image(file)
 
 
 def _checked(sources: dict[str, Sources], source: Path) -> Sources:
@@ -170,6 +198,9 @@ def _read_list(file: Path, images: Path) -> Sources:
         if leaves_folder(name):
             raise UserError("file", file, f"refused: its path {name!r} leaves the folder")
         sources.setdefault(label, []).append(images / name)
+    files = Counter(path for paths in sources.values() for path in paths)
+    if files and files.most_common(1)[0][1] > 1:
+        raise UserError("file", file, f"lists {files.most_common(1)[0][0].name} twice; fetch it again")
     return sources
 
 
@@ -257,5 +288,5 @@ def _read_cache(file: Path, split: str) -> tuple[np.ndarray, dict[str, np.ndarra
     for name, rows in members.items():
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or ((rows < 0) | (rows >= len(images))).any():
             raise UserError("file", file, f"its list of class {name} does not fit {len(images)} images; fetch it again")
-    _check_classes({name: len(rows) for name, rows in members.items()}, split, file)
+    _check_classes({name: len(np.unique(rows)) for name, rows in members.items()}, split, file)
     return images, members

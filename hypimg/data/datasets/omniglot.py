@@ -44,6 +44,8 @@ class Omniglot(ImageDataset):
     alphabet (coded) and background (bool).
 
     part: `background` (30 alphabets, 964 characters), `evaluation` (20, 659) or `all`; the splits have these names.
+    rotations: 1, or 4: few-shot work (Vinyals et al. 2016) takes a character turned by 90°, 180°, 270° for a further
+        class. The store holds each drawing once.
     """
 
     name = "omniglot"
@@ -53,16 +55,26 @@ class Omniglot(ImageDataset):
     )
     decoder_version = 1
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], part: str, image_size: int = 28):
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        part: str,
+        image_size: int = 28,
+        class_split: str | None = None,
+        rotations: int | None = None,
+    ):
         if part not in PARTS:
             raise UserError("dataset.part", part, f"must be one of {', '.join(PARTS)}")
         if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
             raise UserError("dataset.image_size", image_size, "must be a whole number >= 1 (the drawings have 105)")
-        self.part, self.image_size = part, image_size
+        if rotations not in (None, 1, 4):
+            raise UserError("dataset.rotations", rotations, "must be 1, or 4 for the turns by 0°, 90°, 180°, 270°")
+        self.part, self.image_size, self.rotations = part, image_size, rotations or 1
         self.splits = PARTS[part]
-        self.num_classes = sum(CHARACTERS[split] for split in self.splits)
+        self.num_classes = sum(CHARACTERS[split] for split in self.splits) * self.rotations
         self.image_shape = (1, image_size, image_size)
-        super().__init__(mean, std)
+        super().__init__(mean, std, class_split)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -82,7 +94,8 @@ class Omniglot(ImageDataset):
         return None
 
     def _decode(self, found: Found) -> Decoded:
-        images = np.zeros((self.num_classes * DRAWERS, self.image_size, self.image_size, 1), np.uint8)
+        count = sum(CHARACTERS[split] for split in self.splits) * DRAWERS
+        images = np.zeros((count, self.image_size, self.image_size, 1), np.uint8)
         pixels = {split: hashlib.sha256() for split in self.splits}
         keys: list[Key] = []
         for key, ink in _drawings(found, self.splits):

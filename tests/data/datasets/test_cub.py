@@ -16,8 +16,8 @@ CLASSES = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Alba
 COUNTS = {"train": 7, "test": 5}
 
 
-def cub(image_size: int = 84) -> Cub:
-    return Cub(*IMAGENET, image_size=image_size)
+def cub(image_size: int = 84, **options: object) -> Cub:
+    return Cub(*IMAGENET, image_size=image_size, **options)
 
 
 def photograph(number: int) -> Image.Image:
@@ -197,3 +197,103 @@ def test_an_empty_or_truncated_photograph_is_named(data_dir, tmp_path, keep):
 def test_a_bomb_among_the_photographs_is_named(data_dir, tmp_path):
     Image.new("1", (20_000, 10_000)).save(first_image(data_dir), "PNG")
     failing(data_dir, tmp_path, "more than 89478485 pixels")
+
+
+# --- few-shot ------------------------------------------------------------------------------------------------------
+
+
+def own_split(tmp_path: Path, **parts: list[str]) -> str:
+    names = {"train": CLASSES[2:], "val": CLASSES[:1], "test": CLASSES[1:2]} | parts
+    (tmp_path / "own.json").write_text(json.dumps(names))
+    return str(tmp_path / "own.json")
+
+
+def test_a_class_split_takes_all_images_of_its_classes(data_dir, tmp_path):
+    dataset = cub(class_split=own_split(tmp_path))
+    store = dataset.open(data_dir, tmp_path / "store")
+    assert {part: dataset.indices(store, part).tolist() for part in ("train", "val", "test")} == {
+        "train": [8, 9, 10, 11],
+        "val": [0, 1, 2, 3],
+        "test": [4, 5, 6, 7],
+    }
+
+
+def test_a_class_split_that_names_a_strange_class_is_refused_with_its_name(data_dir, tmp_path):
+    dataset = cub(class_split=own_split(tmp_path, val=["999.Dodo"]))
+    message = r"dataset\.class_split=.*own\.json: its val part names '999\.Dodo', .* none of the 3 classes"
+    with pytest.raises(UserError, match=message):
+        dataset.open(data_dir, tmp_path / "store")
+
+
+def test_the_view_is_the_middle_of_the_photograph_by_bicubic_resizing(data_dir, tmp_path):
+    store, dataset = cub().open(data_dir, tmp_path / "store"), cub(image_size=16)
+    views = dataset.view(store, np.array([11, 4]))  # 32 × 18 and 25 × 25
+    assert (views.shape, views.dtype) == ((2, 16, 16, 3), np.uint8)
+    for view, index, size, corner in zip(views, (11, 4), ((16, 28), (16, 16)), (6, 0), strict=True):
+        resized = Image.fromarray(store.image(index)).resize(size, Image.Resampling.BICUBIC)
+        assert np.array_equal(view, np.asarray(resized)[corner : corner + 16])
+
+
+@pytest.mark.parametrize("crop", [None, "none"])
+def test_without_a_crop_all_of_a_photograph_counts(data_dir, tmp_path, crop):
+    dataset = cub(crop=crop)
+    store = dataset.open(data_dir, tmp_path / "store")
+    assert dataset.regions(store, np.arange(12)) is None
+
+
+def test_a_crop_takes_the_bird_alone_and_stays_inside_the_photograph(data_dir, tmp_path):
+    """Photograph n is 20 + n high and 30 - n wide; its box has the corner (n, 2.5) and is 10 wide and n + 5 high."""
+    dataset = cub(image_size=8, crop="bbox")
+    store = dataset.open(data_dir, tmp_path / "store")
+    regions = dataset.regions(store, np.array([0, 10, 11]))
+    assert regions.dtype == np.int64
+    assert regions.tolist() == [[2, 1, 7, 10], [2, 11, 17, 8], [2, 12, 18, 6]]  # 11 + 10 > 30 - 11
+    noise = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(sorted(folder_of(data_dir).glob("images/*/*.jpg"))[9], "PNG")
+    store = dataset.open(data_dir, tmp_path / "store")
+    cut = Image.fromarray(noise[2:18, 10:20]).resize((8, 12), Image.Resampling.BICUBIC)  # 10 wide, 16 high
+    assert np.array_equal(dataset.view(store, np.array([9]))[0], np.asarray(cut)[2:10])
+
+
+def test_a_box_outside_its_photograph_is_named(data_dir, tmp_path):
+    change(data_dir, "bounding_boxes.txt", 6, "7 400 2.5 10 10")
+    dataset = cub(crop="bbox")
+    store = dataset.open(data_dir, tmp_path / "store")
+    with pytest.raises(UserError, match=r"dataset\.crop=bbox: the box of image 6 lies outside it"):
+        dataset.regions(store, np.arange(12))
+
+
+def test_crop_and_class_split_are_no_matter_of_the_store(data_dir, tmp_path):
+    assert cub(crop="bbox", class_split=own_split(tmp_path)).find(data_dir).digest == cub().find(data_dir).digest
+
+
+@pytest.mark.parametrize("options", [{"crop": "box"}, {"crop": True}, {"skip_unreadable": False}, {"class_split": "x"}])
+def test_options_are_checked(options):
+    with pytest.raises(UserError, match=rf"dataset\.{next(iter(options))}="):
+        cub(**options)
+
+
+def test_unreadable_photographs_are_left_out_and_counted_only_when_asked(data_dir, tmp_path, caplog):
+    damaged = sorted(folder_of(data_dir).glob("images/*/*.jpg"))[5]
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    failing(data_dir, tmp_path, rf"image=.*{damaged.name}: .*; replace it or leave it out")
+    whole = cub().find(data_dir).digest
+    store = cub(skip_unreadable=True).open(data_dir, tmp_path / "store")
+    assert store.digest != whole
+    assert store.counts == {"train": 6, "test": 5}
+    assert store.form == "authors' folder, pixels not verified, 1 unreadable skipped"
+    assert store.meta["details"] == {"skipped": [damaged.name]}
+    assert store.column("label").tolist() == [0] * 4 + [1] * 3 + [2] * 4
+    assert store.column("box_x").tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
+    assert store.image(5).shape == (27, 23, 3)  # the seventh photograph
+    assert f"skipping image={damaged}" in caplog.text
+
+
+def test_what_to_fetch_and_where_to_put_it_is_said_exactly(tmp_path):
+    with pytest.raises(UserError) as caught:
+        cub().open(tmp_path, tmp_path / "store")
+    said = str(caught.value)
+    assert said.startswith(
+        f"dataset=cub: not found under {tmp_path}; unpack CUB_200_2011.tgz (doi.org/10.22002/D1.20098"
+    )
+    assert said.endswith("so that CUB_200_2011/images.txt and CUB_200_2011/images/001.Black_footed_Albatross lie there")

@@ -19,8 +19,8 @@ EACH = 4
 COUNTS = {"train": 12, "val": 8, "test": 8}
 
 
-def mini() -> MiniImageNet:
-    return MiniImageNet(*IMAGENET)
+def mini(**options: object) -> MiniImageNet:
+    return MiniImageNet(*IMAGENET, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +140,36 @@ def test_originals_of_other_sizes_are_stored_as_they_are(tmp_path):
     assert store.image(1).shape == (100, 100, 3)
 
 
+def test_the_view_is_the_middle_of_the_image_at_92_by_84(tmp_path):
+    data_dir = with_class_folders(tmp_path / "data", side=100)
+    noise = np.random.default_rng(0).integers(0, 256, (150, 100, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(data_dir / "mini/val" / NAMES[3] / f"{NAMES[3]}_0.png")
+    store, dataset = mini().open(data_dir, tmp_path / "store"), mini()
+    views = dataset.view(store, dataset.indices(store, "val"))
+    assert (views.shape, views.dtype) == ((8, 84, 84, 3), np.uint8)
+    wanted = Image.fromarray(noise).resize((92, 138), Image.Resampling.BILINEAR).crop((4, 27, 88, 111))
+    assert np.array_equal(views[0], np.asarray(wanted))
+    assert views[1:, 0, 0, 0].tolist() == [30 * label + number for label in (3, 4) for number in range(EACH)][1:]
+    assert dataset.regions(store, dataset.indices(store, "val")) is None
+
+
+def test_a_view_of_another_size_keeps_the_proportion(tmp_path):
+    data_dir = with_class_folders(tmp_path / "data", side=46)
+    dataset = mini(image_size=42)
+    store = dataset.open(data_dir, tmp_path / "store")
+    assert np.array_equal(dataset.view(store, np.array([5])), store.images[5:6, 2:44, 2:44])
+
+
+def test_a_split_of_the_users_own_takes_the_place_of_the_published_one(tmp_path):
+    parts = {"train": NAMES[5:], "val": NAMES[:1], "test": NAMES[1:2]}
+    (tmp_path / "own.json").write_text(json.dumps(parts))
+    dataset = mini(class_split=str(tmp_path / "own.json"))
+    store = dataset.open(with_lists(tmp_path / "data"), tmp_path / "store")
+    assert dataset.indices(store, "train").tolist() == list(range(20, 28))
+    assert dataset.indices(store, "test").tolist() == list(range(4, 8))
+    assert store.digest == mini().find(tmp_path / "data").digest
+
+
 def test_the_classes_are_those_of_ravi_and_larochelle(monkeypatch, shared_data):
     monkeypatch.undo()
     published = json.loads((shared_data / "splits/miniimagenet.json").read_text())["classes"]
@@ -152,7 +182,9 @@ def test_the_classes_are_those_of_ravi_and_larochelle(monkeypatch, shared_data):
 def test_nothing_there_is_nothing_found(tmp_path, shared_data):
     assert mini().find(tmp_path) is None
     assert mini().find(shared_data) is None
-    with pytest.raises(UserError, match=r"dataset=miniimagenet: not found under .*train\.csv.* in miniimagenet there$"):
+    with pytest.raises(
+        UserError, match=r"dataset=miniimagenet: not found under .*; put miniimagenet/train\.csv.* there$"
+    ):
         mini().open(tmp_path, tmp_path / "store")
 
 
@@ -211,6 +243,7 @@ def test_lists_without_images_are_named(tmp_path):
         (f"{NAMES[3]}00000001.png,{NAMES[3]}", f"{NAMES[3]}00000001.png,n99999999", f"class {NAMES[3]} of val has 3"),
         (f"{NAMES[3]}00000001.png,", f"../{NAMES[3]}00000001.png,", r"refused: its path '\.\./.*' leaves the folder"),
         (f"{NAMES[3]}00000001.png,", "/etc/passwd,", "refused: its path '/etc/passwd' leaves the folder"),
+        (f"{NAMES[3]}00000001", f"{NAMES[3]}00000002", rf"val\.csv: lists {NAMES[3]}00000002\.png twice"),
         (f"00000001.png,{NAMES[3]}", "00000001.png", r"val\.csv: its line .* is not a file and a class"),
     ],
 )
@@ -236,6 +269,23 @@ def test_a_missing_empty_or_oversized_image_is_named(tmp_path):
     failing(data_dir, tmp_path, rf"image=.*{file.name}: empty file")
     Image.new("1", (20_000, 10_000)).save(file)
     failing(data_dir, tmp_path, rf"image=.*{file.name}: more than 89478485 pixels")
+
+
+@pytest.mark.parametrize("make", [with_lists, with_class_folders])
+def test_unreadable_images_are_left_out_and_counted_only_when_asked(tmp_path, caplog, make):
+    data_dir = make(tmp_path / "data")
+    damaged = sorted(data_dir.rglob(f"{NAMES[1]}*.png"))[2], sorted(data_dir.rglob(f"{NAMES[4]}*.png"))[0]
+    damaged[0].write_bytes(b"")
+    damaged[1].write_bytes(damaged[1].read_bytes()[:60])
+    failing(data_dir, tmp_path, rf"image=.*{damaged[0].name}: empty file; replace it or leave it out")
+    store = mini(skip_unreadable=True).open(data_dir, tmp_path / "store")
+    assert np.array_equal(store.images, np.delete(WANTED, [6, 16], axis=0))
+    assert store.column("label").tolist() == np.delete(np.repeat(range(7), EACH), [6, 16]).tolist()
+    assert store.counts == {"train": 11, "val": 7, "test": 8}
+    assert store.form.endswith(", 2 unreadable skipped")
+    assert store.meta["details"] == {"skipped": [file.name for file in damaged]}
+    assert [file.name in caplog.text for file in damaged] == [True, True]
+    assert store.digest != mini().find(data_dir).digest
 
 
 # --- bad class folders ---------------------------------------------------------------------------------------------
@@ -292,6 +342,7 @@ def test_a_missing_or_truncated_cache_is_named(tmp_path):
         ({"image_data": [1]}, "its images are list"),
         ({"image_data": np.zeros((5, 84, 84, 3), np.uint8)}, "does not fit 5 images"),
         ({"class_dict": {NAMES[3]: [0, 1, 2], NAMES[4]: [0]}}, f"class {NAMES[3]} of val has 3 images, not 4"),
+        ({"class_dict": {NAMES[3]: [0, 1, 2, 2]}}, f"class {NAMES[3]} of val has 3 images, not 4"),
         ({"class_dict": {NAMES[3]: [-1, 1, 2, 3]}}, f"list of class {NAMES[3]} does not fit"),
         ({"class_dict": {NAMES[3]: [0.5] * 4}}, f"list of class {NAMES[3]} does not fit"),
         ({"class_dict": [1, 2]}, "not a cache of miniImageNet"),

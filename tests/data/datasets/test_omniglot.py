@@ -116,6 +116,44 @@ def test_all_characters_and_both_splits(shared_data, tmp_path, arrays):
     assert np.array_equal(store.column("background"), arrays["background"][arrays["labels"]])
 
 
+@pytest.fixture(scope="module")
+def fewshot(shared_data, store_dir):
+    dataset = Omniglot([0.0], [1.0], part="all", class_split="omniglot_vinyals", rotations=4)
+    return dataset, dataset.open(shared_data, store_dir)
+
+
+@pytest.mark.parametrize(("part", "characters"), [("train", 1028), ("val", 172), ("test", 423)])
+def test_the_few_shot_parts_have_the_published_number_of_classes(fewshot, part, characters):
+    """4,112 / 688 / 1,692 with the turns, 20 drawings each."""
+    dataset, store = fewshot
+    images, labels, names = read_part(dataset, store, dataset.indices(store, part))
+    assert images.shape == (4 * characters * DRAWERS, 28, 28, 1)
+    found, sizes = np.unique(labels, return_counts=True)
+    assert (len(found), set(sizes.tolist())) == (4 * characters, {DRAWERS})
+    assert {names[label].split(",")[0] for label in found} == set(dataset.class_split.parts[part])
+
+
+def test_turned_drawings_are_classes_of_their_own(fewshot):
+    dataset, store = fewshot
+    images, labels, _ = read_part(dataset, store, np.array([500]))
+    own = int(store.column("label")[500])
+    assert sorted(labels.tolist()) == [4 * own, 4 * own + 1, 4 * own + 2, 4 * own + 3]
+    drawing = Image.fromarray(store.image(500)[..., 0])
+    for image, label in zip(images, labels, strict=True):
+        assert np.array_equal(image[..., 0], np.asarray(drawing.rotate(90 * int(label % 4))))
+    assert dataset.num_classes == 4 * 1623
+
+
+def test_split_and_turns_are_no_matter_of_the_store(fewshot, shared_data):
+    assert fewshot[1].digest == omniglot("all").find(shared_data).digest
+
+
+@pytest.mark.parametrize("rotations", [0, 2, True, "4"])
+def test_turns_are_checked(rotations):
+    with pytest.raises(UserError, match=r"dataset\.rotations=.*must be 1, or 4"):
+        Omniglot([0.0], [1.0], part="all", rotations=rotations)
+
+
 def test_the_data_set_knows_its_shape():
     for part, classes in {"background": 964, "evaluation": 659, "all": 1623}.items():
         assert omniglot(part, 32).num_classes == classes
