@@ -7,6 +7,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -96,7 +97,8 @@ def launch(jobs: Sequence[Sequence[str]], launcher: Sequence[str] = ()) -> list[
     "hydra.launcher.n_jobs=2"] two at a time; ["hydra/launcher=submitit_slurm"] each as a SLURM job.  Jobs that share
     a machine share its cores and GPUs, unless they name threads= and device=.
     A signal stops the remaining jobs too (SystemExit, 128 + signal), except those that SLURM has.
-    Raises UserError for a launcher that is not there, a job that wants several devices, and one that was killed.
+    Where a process was killed, the jobs that have no result by then have exit code 2.
+    Raises UserError for a launcher that is not there, and for a job that wants several devices.
     """
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
@@ -106,12 +108,14 @@ def launch(jobs: Sequence[Sequence[str]], launcher: Sequence[str] = ()) -> list[
     if not jobs:
         return []
     name = launcher_name(launcher)
+    if name == "submitit_slurm" and shutil.which("srun") is None:
+        remedy = "this machine has no srun; start it where SLURM's jobs are started, or try it with submitit_local"
+        raise UserError("hydra/launcher", name, remedy)
     with config.hydra_session():
-        configs = [config.compose(list(job)) for job in jobs]
-        for job in configs:
-            refuse_several_devices(job)
+        for job in [jobs[0], *(job for job in jobs if _said(job, "devices"))]:
+            refuse_several_devices(config.compose(list(job)))
         cfg = _compose_with_hydra([*launcher, *jobs[0]])  # its runs_dir and name are the jobs'
-        words = [[*job, *more] for job, more in zip(jobs, shares(name, cfg.hydra.launcher, jobs, configs), strict=True)]
+        words = [[*job, *more] for job, more in zip(jobs, shares(name, cfg.hydra.launcher, jobs), strict=True)]
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
@@ -125,9 +129,12 @@ def launch(jobs: Sequence[Sequence[str]], launcher: Sequence[str] = ()) -> list[
             try:
                 returns = started.launch(words, initial_job_idx=0)
             except RuntimeError as error:  # joblib's for a worker that was killed, submitit's for a job that was
+                if name == "basic":
+                    raise
                 if stop.signal is None:
-                    what = " ".join(str(error).splitlines()[:2])
-                    raise UserError("hydra/launcher", name, f"{what}; the same command goes on where it was") from error
+                    what = f"{str(error).splitlines()[0]}; the same command goes on where it was"
+                    print(f"error: {UserError('hydra/launcher', name, what)}", file=sys.stderr, flush=True)
+                    return [0 if _is_finished(job) else UserError.exit_code for job in jobs]
         if stop.signal is not None:
             raise SystemExit(128 + stop.signal)
     return [_code(job) for job in returns]
@@ -135,17 +142,16 @@ def launch(jobs: Sequence[Sequence[str]], launcher: Sequence[str] = ()) -> list[
 
 def launcher_name(words: Sequence[str]) -> str:
     """Which of Hydra's launchers the words choose.  Raises UserError for one that is unknown or not installed."""
-    names = [word.partition("=")[2] for word in words if word.startswith("hydra/launcher=")] or ["basic"]
-    known = config.members("hydra/launcher")
-    if names[-1] in known:
-        package = "hydra_joblib_launcher" if names[-1] == "joblib" else "hydra_submitit_launcher"
+    name = ["basic", *(word.partition("=")[2] for word in words if word.startswith("hydra/launcher="))][-1]
+    known = ["basic", *config.members("hydra/launcher")]
+    if name not in known:
+        raise UserError("hydra/launcher", name, f"no such launcher; {nearest(name, known)}")
+    if name != "basic":
         try:
-            importlib.import_module(f"hydra_plugins.{package}")
+            importlib.import_module(f"hydra_plugins.hydra_{name.partition('_')[0]}_launcher")
         except ImportError:
-            raise UserError("hydra/launcher", names[-1], "needs pip install 'hypimg[launch]'") from None
-    elif names[-1] != "basic":
-        raise UserError("hydra/launcher", names[-1], f"no such launcher; {nearest(names[-1], [*known, 'basic'])}")
-    return names[-1]
+            raise UserError("hydra/launcher", name, "needs pip install 'hypimg[launch]'") from None
+    return name
 
 
 def refuse_several_devices(cfg: DictConfig) -> None:
@@ -156,9 +162,7 @@ def refuse_several_devices(cfg: DictConfig) -> None:
         raise UserError("devices", cfg.devices, remedy.format(cfg.devices))
 
 
-def shares(
-    name: str, launcher: DictConfig, jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
-) -> list[list[str]]:
+def shares(name: str, launcher: DictConfig, jobs: Sequence[Sequence[str]]) -> list[list[str]]:
     """What each job is told of the machine beside its own words: the threads and the GPU that it is to use.
 
     Threads: those that SLURM reserves for it, or else its share of this machine's cores.
@@ -166,25 +170,29 @@ def shares(
     """
     if name == "basic":
         return [[] for _ in jobs]
-    from joblib import cpu_count
+    from joblib import cpu_count  # type: ignore[import-untyped]
 
     at_once = launcher.get("n_jobs", len(jobs))
     if at_once == 0:
         raise UserError("hydra.launcher.n_jobs", 0, "must be a number of runs ≥ 1, or -1 for one per core")
     if at_once < 0:
         at_once = max(1, min(cpu_count() + 1 + at_once, len(jobs)))
-    reserved = launcher.get("cpus_per_task") or (1 if name == "submitit_slurm" else None)
-    words = [
-        [f"threads={reserved or max(1, cpu_count() // at_once)}"] if cfg.threads is None else [] for cfg in configs
-    ]
+    threads = launcher.get("cpus_per_task") or (1 if name == "submitit_slurm" else max(1, cpu_count() // at_once))
+    words = [[] if _said(job, "threads") else [f"threads={threads}"] for job in jobs]
     if name == "joblib":
         import torch
 
         gpus = torch.cuda.device_count()
-        for i, cfg in enumerate(configs):
-            if gpus > 1 and cfg.device in ("auto", "cuda"):
+        for i, job in enumerate(jobs):
+            if gpus > 1 and _said(job, "device") in (None, "auto", "cuda"):
                 words[i].append(f"device=cuda:{i % gpus}")
     return words
+
+
+def _said(job: Sequence[str], key: str) -> str | None:
+    """What a job's words give a key of the top level; None if they leave it alone."""
+    values = [value for word, _, value in (word.partition("=") for word in job) if word.lstrip("+") == key]
+    return values[-1] if values else None
 
 
 def _pass_to_workers(number: int) -> None:
@@ -204,6 +212,12 @@ def _sweeps(word: str) -> bool:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(word).is_sweep_override()
+
+
+def _is_finished(job: Sequence[str]) -> bool:
+    from hypimg import run, rundir
+
+    return rundir.read_summary(run.run_directory(config.compose(list(job)))) is not None
 
 
 def _code(job: Any) -> int:

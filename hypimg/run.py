@@ -25,10 +25,10 @@ from hypimg.evaluation.predictor import Predictor
 from hypimg.models.classifier import Classifier
 from hypimg.rundir import Evaluation
 from hypimg.training.checkpoint import FULL, Checkpoints, write_atomically
+from hypimg.training.devices import Machine, device_of_rank, is_leader
 from hypimg.training.loggers import MetricsFile, Progress, WandbLog, read_metrics, wandb_wanted
 from hypimg.training.preemption import StopRequest
 from hypimg.training.seeding import derive_seed, generator
-from hypimg.training.trainer import Machine
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,9 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
     Finished → nothing is trained; unfinished → resumed; held by another living process → UserError.
     """
     directory = run_directory(cfg)
+    if not is_leader():  # a further rank of a run that rank 0 holds, reports and writes
+        _fit(cfg, directory, *open_data(cfg), loggers=[])
+        return {}
     with rundir.hold(directory):
         summary = rundir.read_summary(directory)
         try:
@@ -169,36 +172,18 @@ def _data_seen(directory: Path) -> str | None:
 
 
 def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset, data: RunData) -> dict[str, Any]:
-    data.device, threads = pick_device(cfg.device), use_threads(cfg)
+    env = rundir.environment(pick_device(cfg.device), use_threads(cfg), identity(data.store))
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(run_config(cfg), resolve=True).encode())
-    env = rundir.environment(data.device, threads, identity(data.store))
     rundir.write_json(directory / "environment.json", env)
 
-    machine = Machine(data.device, cfg.compile, cfg.deterministic, cfg.checkpoint_seconds, cfg.devices)
-    trainer = instantiate(cfg.trainer, seed=cfg.seed, machine=machine)
-    model = build_model(cfg, dataset).to(data.device)
-    train, val = _train_and_val(cfg, dataset, data, trainer.val_fraction)
-    checkpoints = checkpoints_of(directory, cfg, data.store.digest)
     metrics_file = MetricsFile(directory / "metrics.csv")
     tracker = None
     if wandb_wanted(cfg.logger.wandb):
         tracker = WandbLog(cfg.logger.project, cfg.name, config.run_key(cfg), config.key_fields(cfg), directory)
-    title = f"{cfg.name}/{directory.name}"
     try:
-        with StopRequest() as stop:
-            best = trainer.fit(
-                model=model,
-                train=train,
-                val=val,
-                objective=instantiate(cfg.objective),
-                make_optimizer=lambda parameters: instantiate(cfg.optimizer, parameters),
-                make_scheduler=lambda optimizer: instantiate(cfg.scheduler, optimizer),
-                checkpoints=checkpoints,
-                loggers=[metrics_file, *([tracker] if tracker else [])],
-                make_progress=lambda epochs, steps, done: Progress(title, epochs, steps, done),
-                stop=stop,
-            )
-        predictor = _predictor(cfg, dataset, data.store.classes, checkpoints, trainer.select, data.device)
+        best = _fit(cfg, directory, dataset, data, [metrics_file, *([tracker] if tracker else [])])
+        checkpoints = checkpoints_of(directory, cfg, data.store.digest)
+        predictor = _predictor(cfg, dataset, data.store.classes, checkpoints, cfg.trainer.select, data.device)
         summary = _summary(cfg, directory, predictor, data, best["epoch"], env)
         if tracker:
             pictures = [directory / path for path in summary["pictures"] if path.endswith(".png")]
@@ -208,6 +193,30 @@ def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset,
         if tracker:
             tracker.close()
     return summary
+
+
+def _fit(cfg: DictConfig, directory: Path, dataset: ImageDataset, data: RunData, loggers: list[Any]) -> dict[str, Any]:
+    """Train, in this process and, with `devices`, in those that it starts; the epoch selected and its value."""
+    use_threads(cfg)
+    data.device = device_of_rank(pick_device(cfg.device), cfg.devices)
+    machine = Machine(data.device, cfg.compile, cfg.deterministic, cfg.checkpoint_seconds, cfg.devices)
+    trainer = instantiate(cfg.trainer, seed=cfg.seed, machine=machine)
+    train, val = _train_and_val(cfg, dataset, data, trainer.val_fraction)
+    title = f"{cfg.name}/{directory.name}"
+    with StopRequest() as stop:
+        best: dict[str, Any] = trainer.fit(
+            model=build_model(cfg, dataset).to(data.device),
+            train=train,
+            val=val,
+            objective=instantiate(cfg.objective),
+            make_optimizer=lambda parameters: instantiate(cfg.optimizer, parameters),
+            make_scheduler=lambda optimizer: instantiate(cfg.scheduler, optimizer),
+            checkpoints=checkpoints_of(directory, cfg, data.store.digest),
+            loggers=loggers,
+            make_progress=lambda epochs, steps, done: Progress(title, epochs, steps, done),
+            stop=stop,
+        )
+    return best
 
 
 def use_threads(cfg: DictConfig) -> int:
@@ -396,6 +405,8 @@ def _open_parts(node: DictConfig, data: OpenedData) -> None:
 
 def report(cfg: DictConfig, summary: dict[str, Any]) -> None:
     """The final table on standard output, the picture's path last."""
+    if not summary:
+        return
     directory = run_directory(cfg)
     if summary.get("earlier"):
         print(f"finished earlier, nothing was trained: {directory} (delete the folder to train again)")

@@ -1,8 +1,9 @@
 """Training augmentation in batch: crops, jitter and flips as a few products per batch, on the images' device.
 
 The laws are torchvision's (`RandomResizedCrop`, `ColorJitter` in fixed order, `RandomHorizontalFlip`), the numbers come
-from one generator. A crop and its antialiased bilinear resize are linear along each axis, so for a batch they are two
-products: out = Wy · image · Wxᵀ with Wy [S, H] and Wx [S, W] per image, zero outside the image's box.
+from one generator. A crop, its antialiased bilinear resize and a flip are linear along each axis: out = Wy image Wxᵀ
+with few weights per row of Wy [S, H] and Wx [S, W], none outside the image's box. Each product is one `embedding_bag`
+over the whole batch: weighted sums of a few table rows, first over the images' rows, then over their columns.
 """
 
 from __future__ import annotations
@@ -46,9 +47,18 @@ class Draws:
         """The choices of some of the images."""
         return Draws(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
+    def shifted(self, corners: Tensor) -> Draws:
+        """The boxes moved by corners [B, 2] (down, right): drawn for a region of the image, used on the whole."""
+        return dataclasses.replace(self, top=self.top + corners[:, 0], left=self.left + corners[:, 1])
+
     def to(self, device: str | torch.device) -> Draws:
-        """The same on a device. `apply` does this by itself; `apply_ragged` wants them on the CPU."""
-        return Draws(*(getattr(self, field.name).to(device, non_blocking=True) for field in dataclasses.fields(self)))
+        """The same on a device, in two small copies. `apply` does this by itself; `apply_ragged` wants the CPU's."""
+        if self.top.device == torch.device(device):
+            return self
+        box = _moved(torch.stack([self.top, self.left, self.height, self.width]), device)
+        other = torch.stack([self.flip.float(), self.brightness, self.contrast, self.saturation])
+        flip, brightness, contrast, saturation = _moved(other, device).unbind()
+        return Draws(box[0], box[1], box[2], box[3], flip > 0, brightness, contrast, saturation)
 
 
 class Augment:
@@ -124,8 +134,8 @@ class Augment:
         """Top, left, height, width from the sizes [B, 2] and uniform numbers u [B, ≥ 22]."""
         full_h, full_w = sizes.unbind(1)
         if self.scale is None:
-            room = 2 * (self.padding or 0) + 1
-            top, left = (u[:, 2 * TRIES : 2 * TRIES + 2] * room).long().clamp_(max=room - 1).unbind(1)
+            span = 2 * (self.padding or 0)
+            top, left = (u[:, 2 * TRIES : 2 * TRIES + 2] * (span + 1)).long().clamp_(max=span).unbind(1)
             return top, left, full_h, full_w
         low, high = self.scale
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -154,71 +164,86 @@ class Augment:
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """uint8 [B, H, W, C] (C = 1 or 3) → float32 [B, C, S, S] in 0…255, channels last in memory, on their device."""
-        _, height, width, _ = images.shape
+        batch, height, width, channels = images.shape
         size = (self.size or height, self.size or width)
-        out = _empty(len(images), size, images.shape[3], images.device)
-        step = _chunk(images.device, images[0].numel()) if len(images) else 1
-        for start in range(0, len(images), step):
-            part = slice(start, start + step)
+        out, draws = _empty(batch, size, channels, images.device), draws.to(images.device)
+        most = _most_taps(max(height / size[0], width / size[1]))
+        for part in _slices(batch, _chunk(images.device, images[:1].numel())):
             pixels = images[part].float()
             if self.padding:
                 edge = self.padding
                 pixels = F.pad(pixels, (0, 0, edge, edge, edge, edge), value=self.fill)
-            mine = draws.rows(part).to(images.device)
-            out[part] = self._work(pixels, mine, mine.top, mine.left, size)
+            mine = draws.rows(part)
+            out[part] = self._work(pixels, mine, torch.stack([mine.top, mine.left]), size, most)
         return out
 
-    def apply_ragged(self, flat: Tensor, offsets: Tensor, shapes: Tensor, channels: int, draws: Draws) -> Tensor:
+    def apply_ragged(
+        self,
+        flat: Tensor,
+        offsets: Tensor,
+        shapes: Tensor,
+        channels: int,
+        draws: Draws,
+        device: str | torch.device | None = None,
+    ) -> Tensor:
         """The same for images of many sizes, which lie one after another in flat uint8 [total].
 
         offsets [B]: where each begins in `flat`; shapes [B, 2]: height and width; channels: 1 or 3. `draws` must be on
-        the CPU: they say how much memory is needed. Only rows of the boxes are read, in chunks of similar boxes.
+        the CPU: they say how much memory is needed. Only the boxes are read, in chunks of boxes of similar width, and
+        brought to `device` (None: that of `flat`).
         """
         if self.size is None:
             raise UserError("augment.size", None, "images of many sizes need one to be brought to")
         if self.padding:
             raise UserError("augment.padding", self.padding, "images of many sizes are not padded; use augment.scale")
-        device, size = flat.device, (self.size, self.size)
-        out = _empty(len(draws), size, channels, device)
+        size = (self.size, self.size)
+        out = _empty(len(draws), size, channels, flat.device if device is None else torch.device(device))
         if not len(draws):
             return out
         largest = int(draws.height.max()) * int(draws.width.max()) * channels
-        order = (draws.height * draws.width).argsort(descending=True, stable=True)
-        offsets, widths = offsets.to(device), shapes[:, 1].to(device)
-        for part in order.split(_chunk(device, largest)):
-            mine, there = draws.rows(part), part.to(device, non_blocking=True)
+        offsets, widths = _moved(offsets, flat.device), _moved(shapes[:, 1], flat.device)
+        order = draws.width.argsort(stable=True)
+        for part in order.split(_chunk(out.device, largest)):
+            mine = draws.rows(part)
             rows, columns = int(mine.height.max()), int(mine.width.max())
-            mine = mine.to(device)
-            width, length = widths[there], columns * channels
-            start = offsets[there] + (mine.top * width + mine.left) * channels
+            there, place = mine.to(flat.device), _moved(part, flat.device)
+            pitch, length = widths[place] * channels, columns * channels
+            start = offsets[place] + there.top * pitch + there.left * channels
             # A window may reach beyond its image's right edge (those pixels get no weight), but not beyond the end of
             # `flat`: there it begins further left.
-            last = start + (mine.height - 1) * width * channels
-            shift = ((last + length - len(flat)).clamp_(min=0) + channels - 1).div_(channels, rounding_mode="floor")
-            row = torch.arange(rows, device=device).minimum(mine.height[:, None] - 1)
-            starts = (start - shift * channels)[:, None] + row * (width * channels)[:, None]
-            windows = flat.unfold(0, length, 1).index_select(0, starts.flatten()).float()
-            windows = windows.view(len(part), rows, columns, channels)
-            out.index_copy_(0, there, self._work(windows, mine, torch.zeros_like(shift), shift, size))
+            beyond = start + (there.height - 1) * pitch + length - len(flat)
+            shift = (beyond.clamp_(min=0) + channels - 1).div_(channels, rounding_mode="floor")
+            row = torch.arange(rows, device=flat.device).minimum(there.height[:, None] - 1)
+            starts = (start - shift * channels)[:, None] + row * pitch[:, None]
+            windows = flat.unfold(0, length, 1).index_select(0, starts.flatten())
+            windows = _moved(windows, out.device).float().view(len(part), rows, columns, channels)
+            corner = _moved(torch.stack([torch.zeros_like(shift), shift]), out.device)
+            most = _most_taps(max(rows, columns) / self.size)
+            images = self._work(windows, there.to(out.device), corner, size, most)
+            out.index_copy_(0, _moved(place, out.device), images)
         return out
 
-    def _work(self, pixels: Tensor, draws: Draws, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes at (top, left) [B] of float pixels [B, H, W, C] → [B, C, *size], laid out in memory as [B, x, C, y]."""
+    def _work(self, pixels: Tensor, draws: Draws, corner: Tensor, size: tuple[int, int], most: int) -> Tensor:
+        """Boxes at corner [2, B] (row, column) of float pixels [B, H, W, C] → [B, C, *size], in memory [B, x, C, y]."""
         batch, rows, columns, channels = pixels.shape
-        down = _weights(top, draws.height, None, rows, size[0])
-        along = _weights(left, draws.width, draws.flip if self.flip else None, columns, size[1])
-        with torch.autocast(pixels.device.type, enabled=False):
-            half = torch.bmm(pixels.view(batch, rows, columns * channels).transpose(1, 2), down.transpose(1, 2))
-            planes = torch.bmm(along, half.view(batch, columns, channels * size[0]))
-        planes = planes.view(batch, size[1], channels, size[0])
+        taps, weights = _taps(draws, size, most)
+        first = torch.arange(batch, device=pixels.device)
+        index = (torch.stack([first * rows, first * columns]) + corner).int()[:, :, None, None] + taps
+        half = _weighted_sums(pixels.view(batch * rows, -1), index[0, :, : size[0]], weights[0, :, : size[0]])
+        half = half.view(batch, size[0], columns, channels).permute(0, 2, 3, 1).reshape(batch * columns, -1)
+        planes = _weighted_sums(half, index[1, :, : size[1]], weights[1, :, : size[1]])
+        return self._jitter(planes.view(batch, size[1], channels, size[0]), draws).permute(0, 2, 3, 1)
+
+    def _jitter(self, planes: Tensor, draws: Draws) -> Tensor:
+        """[B, x, C, y], changed in place: torchvision's adjust_brightness, adjust_contrast, adjust_saturation."""
         if self.brightness:
             planes.mul_(draws.brightness.view(-1, 1, 1, 1)).clamp_(0, 255)
         if self.contrast:
-            mean = _grey(planes).mean(dim=(1, 2, 3), keepdim=True)
-            planes.lerp_(mean, (1 - draws.contrast).view(-1, 1, 1, 1)).clamp_(0, 255)
-        if self.saturation and channels == 3:
+            factor, mean = draws.contrast.view(-1, 1, 1, 1), _grey(planes).mean(dim=(1, 2, 3), keepdim=True)
+            planes.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 255)
+        if self.saturation and planes.shape[2] == 3:
             planes.lerp_(_grey(planes), (1 - draws.saturation).view(-1, 1, 1, 1)).clamp_(0, 255)
-        return planes.permute(0, 2, 3, 1)
+        return planes
 
 
 def _empty(batch: int, size: tuple[int, int], channels: int, device: torch.device) -> Tensor:
@@ -227,28 +252,50 @@ def _empty(batch: int, size: tuple[int, int], channels: int, device: torch.devic
     return torch.empty(batch, *size, channels, device=device).permute(0, 3, 1, 2)
 
 
+def _moved(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """On the device; to a GPU without waiting for what it does."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 def _chunk(device: torch.device, pixels: int) -> int:
     """How many images of at most this many float32 pixels are worked on at a time."""
     return max(1, CHUNK[device.type] // max(1, pixels))
 
 
-def _weights(start: Tensor, length: Tensor, flip: Tensor | None, taps: int, size: int) -> Tensor:
-    """The weights [B, size, taps] that resize `length` [B] of `taps` pixels, from `start` [B] on, to `size`.
+def _slices(total: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, total, step)]
 
-    Antialiased bilinear as in PIL and torchvision: output i looks at (i + ½) · length/size with a triangle of half
-    width max(length/size, 1), cut off at the ends of the box, weights summing to 1. Images with flip [B] are mirrored.
+
+def _most_taps(scale: float) -> int:
+    """How many pixels lie at most within the triangle of one result when `scale` pixels become one."""
+    return math.ceil(2 * max(scale, 1.0))
+
+
+def _taps(draws: Draws, size: tuple[int, int], most: int) -> tuple[Tensor, Tensor]:
+    """Which rows and columns of its box each row and column of a result sums up, and with what weights.
+
+    Two tensors [2, B, max(size), most], rows first: taps counted from the box's corner (int32), weights (float32).
+    Antialiased bilinear as in PIL and torchvision: result i looks at (i + ½) · scale, where scale = box/size, with a
+    triangle of half width max(scale, 1), cut off at the ends of the box, weights summing to 1.
     """
-    scale = length.float() / size
-    begin, slope = start.float(), scale
-    if flip is not None:
-        begin = torch.where(flip, begin + length, begin)
-        slope = torch.where(flip, -scale, scale)
-    centre = torch.addcmul(begin[:, None], slope[:, None], torch.arange(size, device=start.device) + 0.5)
-    tap = torch.arange(taps, device=start.device)
-    inside = (tap >= start[:, None]) & (tap < (start + length)[:, None])
-    weights = (centre[:, :, None] - (tap + 0.5)).abs_()
-    weights.div_(scale.clamp(min=1)[:, None, None]).neg_().add_(1).clamp_(min=0).mul_(inside[:, None])
-    return weights.div_(weights.sum(dim=2, keepdim=True))
+    device = draws.top.device
+    length = torch.stack([draws.height, draws.width]).float()[:, :, None]
+    scale = torch.stack([draws.height / size[0], draws.width / size[1]])[:, :, None]
+    place = torch.arange(max(size), device=device) + 0.5
+    centre = scale * place
+    centre[1] = torch.where(draws.flip[:, None], length[1] - centre[1], centre[1])
+    reach = scale.clamp(min=1)
+    wanted = (centre - reach + 0.5).floor_()[..., None] + torch.arange(most, device=device)
+    weights = (wanted + 0.5).sub_(centre[..., None]).abs_().div_(reach[..., None]).neg_().add_(1).clamp_(min=0)
+    taps = wanted.clamp(min=0).minimum(length[..., None] - 1)
+    weights.masked_fill_(taps != wanted, 0)
+    return taps.int(), weights.div_(weights.sum(dim=3, keepdim=True))
+
+
+def _weighted_sums(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Σ_k weights[…, k] · table[index[…, k]]: one row of table [R, D] for each of the leading places → [places, D]."""
+    index, weights = index.flatten(0, 1), weights.flatten(0, 1)
+    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
 
 
 def _grey(planes: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class ClassSplit:
         elif name in published():
             file = FOLDER / f"{name}.json"
         else:
-            remedy = f"no such split; {nearest(str(name), published())}, or a path that ends in .json"
+            remedy = f"no such split (a file of your own ends in .json); {nearest(str(name), published())}"
             raise UserError("dataset.class_split", name, remedy)
         self.source, self.parts = _read(file)
 

@@ -46,8 +46,8 @@ class FewShot:
     Metrics: `accuracy`, the mean over episodes of the share of right queries; `ci95`, its half interval over episodes
     (`half_width`); `clipped`, the share of the split's embeddings on the clip sphere.
 
-    Arrays: `accuracies` float64 [episodes]; `points` float32 [n, d] and `labels` int64 [n] of the first 100 images of each
-    of the first 20 classes, in the data's order, and `names` of these classes (labels count them); `c`.
+    Arrays: `accuracies` float64 [episodes]; `points` float32 [n, d] and `labels` int64 [n] of the first 100 images of
+    each of the first 20 classes, in the data's order; `names` of these classes, which the labels count; `c`.
 
     Raises UserError for a count that is none, more than one run, a head that has no prototypes, embeddings that are not
     finite, and where the split has too few classes or images (`EpisodeSampler`).

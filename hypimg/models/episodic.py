@@ -30,7 +30,8 @@ DRAWN = 200
 # The matrix of all pairs may have this many numbers (800 MB in float32), which int32 can count.
 MOST_PAIRS = 200_000_000
 
-_AT_A_TIME = 1 << 19  # numbers worked on at a time: a few buffers of this size stay in the processor's cache
+# Numbers worked on at a time: on a CPU a few buffers of this size stay in the cache, on a GPU calls are few.
+_AT_A_TIME = {"cpu": 1 << 20, "cuda": 1 << 24}
 _BLOCK = 256  # rows of the matrix made at a time; the blocks left of the diagonal are copied
 
 
@@ -96,63 +97,77 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return a * b.clamp(min=torch.finfo(b.dtype).tiny).rsqrt()
 
 
-@torch.no_grad()
 def episode_accuracies(
     head: ProtoNet, points: Tensor, sampler: Sampler, episodes: int, generator: torch.Generator
 ) -> Tensor:
     """Share of right queries of each of `episodes` episodes, float64 [episodes] on the points' device.
 
     points: [N, d] in the head's space, row i that of the sampler's image i.  generator: draws the episodes, the same
-    ones whatever the head, the points and the device.
-    A query is of the class with the largest logit, the first of equal ones. Logits of `ProtoNet` fall as distance grows,
-    so the nearest prototype tells, whatever the temperature. Nothing here waits for the device.
-
-    One of three ways to the same decisions (but for ties within rounding): where `pair_kernel` has the pairs, by looking
-    them up in their matrix or by computing those of a batch of episodes, whichever costs less; else by `head.scores`.
+    ones whatever the head, the points and the device.  Nothing here waits for the device where `pair_kernel` has pairs.
     """
-    way, shot, query = sampler.way, sampler.shot, sampler.query
-    parts = [DRAWN] * (episodes // DRAWN) + [episodes % DRAWN] * (episodes % DRAWN > 0)
-    drawn = torch.cat([sampler.sample(count, generator).int() for count in parts]).to(points.device, non_blocking=True)
-    support, queries = drawn[:, : way * shot].unflatten(1, (shot, way)), drawn[:, way * shot :]
-    pairs = pair_kernel(head, points)
-    if pairs is None:
-        guesses = _by_scores(head, points, support, queries)
-    elif _matrix_pays(len(points), pairs.left.shape[1], episodes, way, shot, query):
-        guesses = _by_matrix(pairs, support, queries)
-    else:
-        guesses = _by_products(pairs, support, queries)
-    labels = torch.arange(way, device=points.device).repeat(query)
+    way, shot = sampler.way, sampler.shot
+    guesses = predictions(head, points, draw(sampler, episodes, generator), way, shot)
+    labels = torch.arange(way, device=guesses.device).repeat(sampler.query)
     return (guesses == labels).double().mean(dim=1)
 
 
-def _matrix_pays(n: int, width: int, episodes: int, way: int, shot: int, query: int) -> bool:
+def draw(sampler: Sampler, episodes: int, generator: torch.Generator) -> Tensor:
+    """int32 [episodes, way · (shot + query)], drawn `DRAWN` at a time."""
+    counts = [DRAWN] * (episodes // DRAWN) + [episodes % DRAWN] * (episodes % DRAWN > 0)
+    return torch.cat([sampler.sample(count, generator).int() for count in counts])
+
+
+@torch.no_grad()
+def predictions(head: ProtoNet, points: Tensor, episodes: Tensor, way: int, shot: int) -> Tensor:
+    """The class of each query, int64 [E, Q] in 0 … way − 1: that of the largest logit, the first of equal ones.
+
+    points: [N, d] in the head's space.  episodes: rows of them, [E, way · shot + Q] in the order of `EpisodeSampler`.
+
+    One of three ways to the same decisions: where `pair_kernel` has the pairs, by looking them up in their matrix or by
+    computing those of a batch of episodes, whichever costs less; else by `head.scores`. A logit of `ProtoNet` falls as
+    the distance grows, so the nearest prototype tells, whatever the temperature. By pairs, two prototypes count as
+    equally near where the squares of their distances differ by less than rounding leaves of the spread of the points
+    (about 1e-6 of their variance for points in float32).
+    """
+    episodes = episodes.to(points.device, torch.int32, non_blocking=True)
+    support, queries = episodes[:, : way * shot].unflatten(1, (shot, way)), episodes[:, way * shot :]
+    with torch.autocast(points.device.type, enabled=False):
+        pairs = pair_kernel(head, points)
+        if pairs is None:
+            return _by_scores(head, points, support, queries)
+        looked_up = _matrix_pays(len(points), pairs.left.shape[1], len(episodes), episodes.shape[1], way, shot)
+        return (_by_matrix if looked_up else _by_products)(pairs, support, queries)
+
+
+def _matrix_pays(n: int, width: int, episodes: int, images: int, way: int, shot: int) -> bool:
     """Whether looking pairs up in their matrix costs less than computing those that the episodes need.
 
     By times measured on one core: what a GPU does faster, it does so in both.
     """
     if n * n > MOST_PAIRS:
         return False
-    matrix = n * n * (0.013 * width + 2) + 4 * episodes * way * shot * (way * query + shot)  # nanoseconds
-    return matrix < 0.9 * episodes * way * (shot + query) * width
+    matrix = n * n * (0.013 * width + 2) + 5 * episodes * images * way * shot  # nanoseconds
+    return matrix < 1.2 * episodes * images * width
 
 
-# Each of the three takes support int32 [E, shot, way] and queries int32 [E, Q] (rows of the points), and gives the class
-# of each query, int64 [E, Q].
+# Each of the three takes support int32 [E, shot, way] and queries int32 [E, Q], rows of the points, and gives the
+# classes of the queries, int64 [E, Q].
 
 
 def _by_matrix(pairs: Pairs, support: Tensor, queries: Tensor) -> Tensor:
     matrix = _all_pairs(pairs)
     n, flat = len(matrix), matrix.view(-1)
-    b = torch.cat([_at(flat, n * s.unsqueeze(2) + s.unsqueeze(1)).mean((1, 2)) for s in _batches(support, len(support[0]))])
+    b = torch.cat(
+        [_at(flat, n * s.unsqueeze(2) + s.unsqueeze(1)).mean((1, 2)) for s in _batches(support, len(support[0]))]
+    )
     # Query by query in the order of their rows, so that one row after another is in the cache.
     rows, order = queries.reshape(-1).sort()
-    guesses = torch.empty_like(order)
+    guesses = []
     for row, place in zip(_batches(rows, support[0].numel()), _batches(order, support[0].numel()), strict=True):
         episode = place // queries.shape[1]
-        columns = support.index_select(0, episode)
-        a = _at(flat, n * row[:, None, None] + columns).mean(1)
-        guesses[place] = pairs.nearness(a, b.index_select(0, episode)).argmax(-1)
-    return guesses.view(queries.shape)
+        a = _at(flat, n * row[:, None, None] + _at(support, episode)).mean(1)
+        guesses.append(pairs.nearness(a, _at(b, episode)).argmax(-1))
+    return torch.empty_like(order).scatter_(0, order, torch.cat(guesses)).view(queries.shape)
 
 
 def _all_pairs(pairs: Pairs) -> Tensor:
@@ -195,4 +210,4 @@ def _by_scores(head: ProtoNet, points: Tensor, support: Tensor, queries: Tensor)
 
 def _batches(rows: Tensor, numbers: int) -> tuple[Tensor, ...]:
     """Rows as many at a time as may be, where a row is worth this many numbers."""
-    return rows.split(max(1, _AT_A_TIME // numbers))
+    return rows.split(max(1, _AT_A_TIME.get(rows.device.type, 1 << 20) // numbers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from hypimg.errors import UserError
@@ -68,13 +69,15 @@ class ProtoNet(nn.Module):
         self.space, self.logits, self.temperature = space, logits, float(temperature)
 
     def scores(self, support: Tensor, queries: Tensor) -> Tensor:
-        """support [..., shot, way, d], queries [..., q, d] → logits [..., q, way]."""
-        prototypes = self.space.midpoint(support, dim=-3)
-        if self.logits == "cosine":
-            unit = nn.functional.normalize
-            return unit(queries, dim=-1) @ unit(prototypes, dim=-1).mT / self.temperature
-        distances = self.space.cdist(queries, prototypes)
-        return -(distances if self.logits == "distance" else distances.square()) / self.temperature
+        """support [..., shot, way, d], queries [..., q, d] → logits [..., q, way]; float32 at least, autocast or not."""
+        with torch.autocast(support.device.type, enabled=False):
+            support, queries = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (support, queries))
+            prototypes = self.space.midpoint(support, dim=-3)
+            if self.logits == "cosine":
+                unit = nn.functional.normalize
+                return unit(queries, dim=-1) @ unit(prototypes, dim=-1).mT / self.temperature
+            distances = self.space.cdist(queries, prototypes)
+            return -(distances if self.logits == "distance" else distances.square()) / self.temperature
 
     def forward(self, points: Tensor, way: int = 0, shot: int = 0) -> Tensor:
         """One episode: points [way · (shot + query), d], support first (see `EpisodeSampler`) → [way · query, way].

@@ -25,6 +25,7 @@ def csv(table: Table) -> str:
         "ours_mean": lambda s: s.estimate and s.estimate.mean,
         "ours_half_width": lambda s: s.estimate and s.estimate.half_width,
         "ours_std": lambda s: s.estimate and s.estimate.std,
+        "ours_within": lambda s: s.within,
         "seeds": lambda s: s.estimate.n if s.estimate else 0,
         "paper": lambda s: s.cell.paper and s.cell.paper.value,
         "paper_half_width": lambda s: s.cell.paper and s.cell.paper.half_width,

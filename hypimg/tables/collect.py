@@ -20,6 +20,7 @@ class Shown:
     lines: tuple[Line, ...]
     estimate: Estimate | None  # None: not run, or undefined at every seed
     verdict: Verdict | None  # None: nothing of the paper's to compare with, or not its schedule
+    within: float | None = None  # half the interval of one seed's value, mean over the seeds
 
     @property
     def official(self) -> bool:
@@ -84,7 +85,10 @@ def _shown(cell: Cell, values: dict[int, float], lines: Iterable[Line], judged: 
     against = None
     if judged and numbers and cell.paper is not None and cell.measure.comparable:
         against = verdict(numbers, cell.paper.value, of=cell.measure.paper_n)
-    return Shown(cell, values, tuple(lines), over_seeds(numbers) if numbers else None, against)
+    found = tuple(lines)
+    widths = [line["metrics"][cell.measure.within] for line in found if cell.measure.within in line["metrics"]]
+    within = cell.measure.scale * sum(widths) / len(widths) if widths else None
+    return Shown(cell, values, found, over_seeds(numbers) if numbers else None, against, within)
 
 
 def _compare(manifest: Manifest, cells: dict[str, Shown], first: str, second: str) -> Comparison:

@@ -24,6 +24,8 @@ class Measure:
     interval: str = ""  # what the paper's ± means; empty: the paper prints none
     comparable: bool = True  # false: the paper's number stands beside ours undiscussed (times of another machine)
     spread: str = "interval"  # what stands after our ±: the 95 % interval of the mean, or "std" of a single value
+    within: str = ""  # the metric that holds half the interval of one seed's value, over what it was measured on
+    within_interval: str = ""  # what that interval is over
     paper_n: int = 1  # of how many values, each as one of our seeds gives, the paper's number is the mean
 
 
@@ -65,7 +67,7 @@ def measure(base: Measure, node: object, where: str) -> Measure:
         if "{}" in name and base.name is None:
             raise UserError(f"{where}.name", name, "nothing to fill {} with; name a metric in the table or the column")
         words["name"] = name.replace("{}", base.name or "")
-    for key in ("description", "unit", "interval"):
+    for key in ("description", "unit", "interval", "within", "within_interval"):
         if key in words:
             words[key] = text(words[key], f"{where}.{key}")
     if "scale" in words:

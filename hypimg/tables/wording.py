@@ -50,6 +50,8 @@ def ours(shown: Shown, usual: int) -> str:
         return f"not run: {shown.cell.not_run}" if shown.cell.not_run else "not run"
     spread = shown.estimate.std if shown.cell.measure.spread == "std" else shown.estimate.half_width
     text = interval(shown.estimate.mean, spread, shown.cell.measure.digits)
+    if shown.within is not None:
+        text += f" [± {number(shown.within, shown.cell.measure.digits)}]"
     if shown.estimate.n != usual:
         text += f" ({seeds(shown.estimate.n)})"
     return text + ("" if shown.official else " †")
@@ -123,7 +125,8 @@ def caption(table: Table) -> list[str]:
     if n:
         kind = "standard deviation" if measure.spread == "std" else "95 % t-interval"
         spread = f"mean ± {kind} over " if n > 1 else ""
-        sentences.append(f"Ours: {spread}{seeds(n)}{_numbers(table)}.")
+        brackets = f", in brackets the {measure.within_interval}" if measure.within else ""
+        sentences.append(f"Ours: {spread}{seeds(n)}{_numbers(table)}{brackets}.")
     if any(cell.paper for cell in manifest.cells):
         with_ = [cell.measure.interval for cell in manifest.cells if cell.paper and cell.paper.half_width is not None]
         meant = "; ".join(dict.fromkeys(filter(None, with_))) or measure.interval

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,15 @@ def is_leader() -> bool:
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
+def device_of_rank(device: str, devices: int) -> str:
+    """Where this process computes: with several GPUs each rank has its own."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if devices > 1 and device.startswith("cuda") else device
+
+
 def open_fabric(machine: Machine, precision: str) -> Any:
     """Fabric on the machine's devices; with several, the other ranks are started here (the same command again)."""
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
     device = torch.device(machine.device)
     if machine.deterministic:
@@ -44,7 +51,9 @@ def open_fabric(machine: Machine, precision: str) -> Any:
     if several and machine.compile:
         raise UserError("compile", True, "is for one device; use devices=1, or compile=false")
     count: Any = machine.devices if several else ([device.index or 0] if device.type == "cuda" else 1)
-    strategy = "ddp" if several else "auto"
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its heir is missing in older releases
+    # Without broadcasts of buffers rank 0 can validate by itself; its batch norm has seen its own share of the episodes.
+    strategy: Any = DDPStrategy(broadcast_buffers=False) if several else "auto"
     try:
         fabric = Fabric(accelerator=device.type, devices=count, strategy=strategy, precision=precision)  # type: ignore[arg-type]
     except (ImportError, ValueError) as error:
@@ -68,15 +77,11 @@ def sum_over_ranks(fabric: Any, sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sums of 0-dim float64 tensors over all ranks, each with the same names or none."""
     if fabric.world_size == 1:
         return sums
-    names = sorted(set().union(*fabric_gathered(sums)))
+    found: list[Any] = [None] * fabric.world_size  # one that resumed has none, the leader has them all
+    torch.distributed.all_gather_object(found, list(sums))
+    names = list(dict.fromkeys(name for each in found for name in each))
+    if not names:
+        return {}
     zero = torch.zeros((), dtype=torch.float64, device=fabric.device)
-    values = torch.stack([sums.get(name, zero).double() for name in names]) if names else zero
-    reduced = fabric.all_reduce(values, reduce_op="sum")
-    return dict(zip(names, reduced, strict=False)) if names else {}
-
-
-def fabric_gathered(sums: dict[str, Tensor]) -> list[set[str]]:
-    """The names of each rank's sums: one that resumed has none, the leader has them all."""
-    names: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(names, list(sums))
-    return [set(found) for found in names]
+    values = torch.stack([sums.get(name, zero).double() for name in names])
+    return dict(zip(names, fabric.all_reduce(values, reduce_op="sum"), strict=True))

@@ -229,12 +229,10 @@ class _Loop:
 
     def validate(self, val: ResidentImages) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
-        # The bare model where there are more ranks: a wrapped one would wait for them.
-        model = self.eager if self.ranks == 1 else self.model
         self.eager.eval()
-        with torch.no_grad(), self.fabric.autocast():
-            for metrics in self.objective.validate(model, val, self.trainer.seed):
-                if self.ranks == 1:
+        with torch.no_grad():
+            for metrics in self.objective.validate(self.eager, val, self.trainer.seed):
+                if self.ranks == 1:  # else the others wait at the next step, and all leave there
                     self.leave_if_asked()
                 if metrics:
                     sums = added(sums, metrics)

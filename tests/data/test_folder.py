@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hypimg.data.folder import image_files, read_image
+from hypimg.data.folder import form_skipping, image_files, read_image, unreadable
 from hypimg.errors import UserError
 
 RED = np.zeros((4, 6, 3), np.uint8)

@@ -84,7 +84,7 @@ def test_the_command_finds_cifar_and_says_that_it_was_recompressed(shown):
 
 def test_the_command_says_how_to_get_what_is_missing(shown):
     lines = dict(line.split(": ", 1) for line in shown.stdout.splitlines())
-    assert lines["cub"].startswith("missing; unpack CUB_200_2011.tgz (doi.org/10.22002/D1.20098, 1.2 GB, MD5 97ee")
+    assert lines["cub"].startswith("missing; unpack CUB_200_2011.tgz (doi.org/10.22002/D1.20098, 1.2 GB, MD5 97ec")
     assert lines["miniimagenet"].startswith("missing; put miniimagenet/train.csv, val.csv, test.csv of Ravi and")
     assert "download=true" not in lines["cub"] + lines["miniimagenet"]
 

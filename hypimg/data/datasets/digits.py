@@ -37,8 +37,8 @@ class Digits(ImageDataset):
     image_shape = (1, 8, 8)
     decoder_version = 1
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], blur: float = 0.0):
-        super().__init__(mean, std)
+    def __init__(self, mean: Sequence[float], std: Sequence[float], blur: float = 0.0, class_split: str | None = None):
+        super().__init__(mean, std, class_split)
         if not 0 <= blur < float("inf"):
             raise UserError("dataset.blur", blur, "must be a finite number of pixels >= 0")
         self.blur = float(blur)

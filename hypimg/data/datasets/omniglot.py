@@ -68,7 +68,7 @@ class Omniglot(ImageDataset):
             raise UserError("dataset.part", part, f"must be one of {', '.join(PARTS)}")
         if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
             raise UserError("dataset.image_size", image_size, "must be a whole number >= 1 (the drawings have 105)")
-        if rotations not in (None, 1, 4):
+        if isinstance(rotations, bool) or rotations not in (None, 1, 4):
             raise UserError("dataset.rotations", rotations, "must be 1, or 4 for the turns by 0°, 90°, 180°, 270°")
         self.part, self.image_size, self.rotations = part, image_size, rotations or 1
         self.splits = PARTS[part]

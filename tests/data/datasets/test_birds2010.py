@@ -62,7 +62,9 @@ def test_the_view_is_that_of_cub(store):
 
 def test_it_has_no_boxes_to_crop_to():
     assert birds(crop="none").image_shape == (3, 84, 84)
-    with pytest.raises(UserError, match=r"dataset\.crop=bbox: birds2010 has no bounding boxes; pass dataset\.crop=none"):
+    with pytest.raises(
+        UserError, match=r"dataset\.crop=bbox: birds2010 has no bounding boxes; pass dataset\.crop=none"
+    ):
         birds(crop="bbox")
 
 

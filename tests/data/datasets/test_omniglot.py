@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from hypimg import _torchvision
-from hypimg.data.datasets.omniglot import Omniglot
+from hypimg.data.datasets.omniglot import DRAWERS, Omniglot
+from hypimg.data.resident import read_part
 from hypimg.errors import UserError
 
 MNIST = ([0.1307], [0.3081])
