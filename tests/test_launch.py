@@ -89,7 +89,7 @@ def test_several_devices_for_one_of_several_runs_are_refused_with_the_remedy(qui
         (["hydra/launcher=submitit"], r"hydra/launcher=submitit: no such launcher; did you mean submitit_"),
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], r"hydra.launcher.n_jobs=0: must be"),
         (["hydra/launcher=joblib", "hydra.launcher.n_job=2"], r"n_job"),
-        (["hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=abc"], r"abc"),
+        (["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=abc"], r"abc"),
     ],
 )
 def test_a_launcher_that_is_not_there_or_not_so_ends_in_one_line(quick, words, line, tmp_path) -> None:

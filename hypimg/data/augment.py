@@ -20,7 +20,7 @@ from hypimg.errors import UserError
 
 TRIES = 10  # boxes drawn before the central one is taken: torchvision's RandomResizedCrop.get_params
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G, B: torchvision's rgb_to_grayscale
-CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}  # float32 pixels worked on at a time: what a cache holds; 256 MB
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}  # float32 pixels worked on at a time: what a cache holds; 256 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +167,18 @@ class Augment:
         batch, height, width, channels = images.shape
         size = (self.size or height, self.size or width)
         out, draws = _empty(batch, size, channels, images.device), draws.to(images.device)
-        most = _most_taps(max(height / size[0], width / size[1]))
-        for part in _slices(batch, _chunk(images.device, images[:1].numel())):
+        edge = self.padding or 0
+        rows, columns = height + 2 * edge, width + 2 * edge
+        step = _chunk(images.device, rows * columns * channels)
+        nth = torch.arange(batch, device=images.device) % step
+        begin = torch.stack([nth * rows + draws.top, nth * columns + draws.left])
+        taps, weights = _taps(draws, begin, size, _most_taps(height, width, size))
+        for part in _slices(batch, step):
             pixels = images[part].float()
-            if self.padding:
-                edge = self.padding
+            if edge:
                 pixels = F.pad(pixels, (0, 0, edge, edge, edge, edge), value=self.fill)
-            mine = draws.rows(part)
-            out[part] = self._work(pixels, mine, torch.stack([mine.top, mine.left]), size, most)
+            planes = _resized(pixels.flatten(0, 1), taps[:, part], weights[:, part], size)
+            out[part] = self._jittered(planes, draws.rows(part)).permute(0, 2, 3, 1)
         return out
 
     def apply_ragged(
@@ -188,9 +192,9 @@ class Augment:
     ) -> Tensor:
         """The same for images of many sizes, which lie one after another in flat uint8 [total].
 
-        offsets [B]: where each begins in `flat`; shapes [B, 2]: height and width; channels: 1 or 3. `draws` must be on
-        the CPU: they say how much memory is needed. Only the boxes are read, in chunks of boxes of similar width, and
-        brought to `device` (None: that of `flat`).
+        offsets [B]: where each begins in `flat`; shapes [B, 2]: height and width; channels: 1 or 3. Only the boxes are
+        read, in chunks of boxes of similar width, and brought to `device` (None: that of `flat`). Offsets, shapes and
+        draws are the CPU's: they say how much memory is needed.
         """
         if self.size is None:
             raise UserError("augment.size", None, "images of many sizes need one to be brought to")
@@ -200,41 +204,41 @@ class Augment:
         out = _empty(len(draws), size, channels, flat.device if device is None else torch.device(device))
         if not len(draws):
             return out
-        largest = int(draws.height.max()) * int(draws.width.max()) * channels
-        offsets, widths = _moved(offsets, flat.device), _moved(shapes[:, 1], flat.device)
         order = draws.width.argsort(stable=True)
-        for part in order.split(_chunk(out.device, largest)):
-            mine = draws.rows(part)
-            rows, columns = int(mine.height.max()), int(mine.width.max())
-            there, place = mine.to(flat.device), _moved(part, flat.device)
-            pitch, length = widths[place] * channels, columns * channels
-            start = offsets[place] + there.top * pitch + there.left * channels
-            # A window may reach beyond its image's right edge (those pixels get no weight), but not beyond the end of
-            # `flat`: there it begins further left.
-            beyond = start + (there.height - 1) * pitch + length - len(flat)
-            shift = (beyond.clamp_(min=0) + channels - 1).div_(channels, rounding_mode="floor")
-            row = torch.arange(rows, device=flat.device).minimum(there.height[:, None] - 1)
-            starts = (start - shift * channels)[:, None] + row * pitch[:, None]
-            windows = flat.unfold(0, length, 1).index_select(0, starts.flatten())
-            windows = _moved(windows, out.device).float().view(len(part), rows, columns, channels)
-            corner = _moved(torch.stack([torch.zeros_like(shift), shift]), out.device)
-            most = _most_taps(max(rows, columns) / self.size)
-            images = self._work(windows, there.to(out.device), corner, size, most)
-            out.index_copy_(0, _moved(place, out.device), images)
+        draws, offset, pitch = draws.rows(order), offsets[order], shapes[order, 1] * channels
+        pixels = (draws.height * draws.width).cumsum(0) * channels
+        counts = (pixels // CHUNK[out.device.type]).unique_consecutive(return_counts=True)[1]
+        chunk = torch.arange(len(counts)).repeat_interleave(counts)
+        end = counts.cumsum(0)
+        # All windows of a chunk are as wide as its widest box, the last one. They may reach beyond the right edges of
+        # their images (those pixels get no weight), but not beyond the end of `flat`: there they begin further left.
+        columns = draws.width[end - 1][chunk]
+        start = offset + draws.top * pitch + draws.left * channels
+        beyond = (start + (draws.height - 1) * pitch + columns * channels - len(flat)).clamp_(min=0)
+        shift = (beyond + channels - 1).div_(channels, rounding_mode="floor")
+        # The boxes' rows one below another, and where each begins in `flat`.
+        below = torch.cat([torch.zeros(1, dtype=torch.int64), draws.height.cumsum(0)])
+        first, height = start - shift * channels - below[:-1] * pitch, draws.height
+        table = _moved(torch.stack([first, pitch, height]), flat.device)
+        first, along = table[:2].repeat_interleave(table[2], dim=1, output_size=int(below[-1]))
+        starts = first.addcmul_(along, torch.arange(len(along), device=flat.device))
+        top = below[:-1] - below[(end - counts)[chunk]]
+        nth = torch.arange(len(draws)) - (end - counts)[chunk]
+        begin = _moved(torch.stack([top, nth * columns + shift]), out.device)
+        there, order = draws.to(out.device), _moved(order, out.device)
+        largest = _most_taps(int(height.max()), int(columns[-1]), size)
+        taps, weights = _taps(there, begin, size, largest)
+        for last, count in zip(end.tolist(), counts.tolist(), strict=True):
+            part, wide = slice(last - count, last), int(columns[last - 1])
+            here = starts[int(below[last - count]) : int(below[last])]
+            windows = flat.unfold(0, wide * channels, 1).index_select(0, here)
+            rows = _moved(windows, out.device).float().view(-1, wide, channels)
+            most = _most_taps(int(height[part].max()), wide, size)
+            planes = _resized(rows, taps[:, part, :, :most], weights[:, part, :, :most], size)
+            out.index_copy_(0, order[part], self._jittered(planes, there.rows(part)).permute(0, 2, 3, 1))
         return out
 
-    def _work(self, pixels: Tensor, draws: Draws, corner: Tensor, size: tuple[int, int], most: int) -> Tensor:
-        """Boxes at corner [2, B] (row, column) of float pixels [B, H, W, C] → [B, C, *size], in memory [B, x, C, y]."""
-        batch, rows, columns, channels = pixels.shape
-        taps, weights = _taps(draws, size, most)
-        first = torch.arange(batch, device=pixels.device)
-        index = (torch.stack([first * rows, first * columns]) + corner).int()[:, :, None, None] + taps
-        half = _weighted_sums(pixels.view(batch * rows, -1), index[0, :, : size[0]], weights[0, :, : size[0]])
-        half = half.view(batch, size[0], columns, channels).permute(0, 2, 3, 1).reshape(batch * columns, -1)
-        planes = _weighted_sums(half, index[1, :, : size[1]], weights[1, :, : size[1]])
-        return self._jitter(planes.view(batch, size[1], channels, size[0]), draws).permute(0, 2, 3, 1)
-
-    def _jitter(self, planes: Tensor, draws: Draws) -> Tensor:
+    def _jittered(self, planes: Tensor, draws: Draws) -> Tensor:
         """[B, x, C, y], changed in place: torchvision's adjust_brightness, adjust_contrast, adjust_saturation."""
         if self.brightness:
             planes.mul_(draws.brightness.view(-1, 1, 1, 1)).clamp_(0, 255)
@@ -266,30 +270,39 @@ def _slices(total: int, step: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, total, step)]
 
 
-def _most_taps(scale: float) -> int:
-    """How many pixels lie at most within the triangle of one result when `scale` pixels become one."""
-    return math.ceil(2 * max(scale, 1.0))
+def _most_taps(height: int, width: int, size: tuple[int, int]) -> int:
+    """How many rows or columns lie at most within the triangle of one result when boxes are at most height × width."""
+    return math.ceil(2 * max(height / size[0], width / size[1], 1.0))
 
 
-def _taps(draws: Draws, size: tuple[int, int], most: int) -> tuple[Tensor, Tensor]:
+def _taps(draws: Draws, begin: Tensor, size: tuple[int, int], most: int) -> tuple[Tensor, Tensor]:
     """Which rows and columns of its box each row and column of a result sums up, and with what weights.
 
-    Two tensors [2, B, max(size), most], rows first: taps counted from the box's corner (int32), weights (float32).
+    Two tensors [2, B, max(size), most], rows first: taps counted on from begin [2, B] (int32), weights (float32).
     Antialiased bilinear as in PIL and torchvision: result i looks at (i + ½) · scale, where scale = box/size, with a
     triangle of half width max(scale, 1), cut off at the ends of the box, weights summing to 1.
     """
     device = draws.top.device
     length = torch.stack([draws.height, draws.width]).float()[:, :, None]
     scale = torch.stack([draws.height / size[0], draws.width / size[1]])[:, :, None]
-    place = torch.arange(max(size), device=device) + 0.5
-    centre = scale * place
+    centre = scale * (torch.arange(max(size), device=device) + 0.5)
     centre[1] = torch.where(draws.flip[:, None], length[1] - centre[1], centre[1])
     reach = scale.clamp(min=1)
     wanted = (centre - reach + 0.5).floor_()[..., None] + torch.arange(most, device=device)
     weights = (wanted + 0.5).sub_(centre[..., None]).abs_().div_(reach[..., None]).neg_().add_(1).clamp_(min=0)
     taps = wanted.clamp(min=0).minimum(length[..., None] - 1)
     weights.masked_fill_(taps != wanted, 0)
-    return taps.int(), weights.div_(weights.sum(dim=3, keepdim=True))
+    return taps.int().add_(begin[..., None, None]), weights.div_(weights.sum(dim=3, keepdim=True))
+
+
+def _resized(rows: Tensor, taps: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
+    """The boxes of B images: float rows [R, W, C] of all of them, taps and weights of `_taps` → [B, x, C, y]."""
+    total, columns, channels = rows.shape
+    batch = taps.shape[1]
+    half = _weighted_sums(rows.view(total, -1), taps[0, :, : size[0]], weights[0, :, : size[0]])
+    half = half.view(batch, size[0], columns, channels).permute(0, 2, 3, 1).reshape(batch * columns, -1)
+    planes = _weighted_sums(half, taps[1, :, : size[1]], weights[1, :, : size[1]])
+    return planes.view(batch, size[1], channels, size[0])
 
 
 def _weighted_sums(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:

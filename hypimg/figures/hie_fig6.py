@@ -62,9 +62,10 @@ def draw(scores: dict[tuple[str, str], Path], out_dir: Path, reduce: Reducer | N
             named = f"{panels[0].title}, {other.title}"
             raise UserError("cells", named, "their stored classes differ, so one legend cannot name both")
     with style():
-        columns = min(len(panels[0].names), 5 if len(panels) > 1 else 2)
-        rows = -(-len(panels[0].names) // columns)
         width = PAGE_WIDTH if len(panels) > 1 else COLUMN_WIDTH
+        entry = 0.3 + 0.058 * max(map(len, panels[0].names))  # inches of the legend: a dot and its name
+        columns = max(1, min(5, int(width / entry)))
+        rows = -(-len(panels[0].names) // columns)
         side = width / len(panels)
         figure = Figure(figsize=(width, side + 0.16 * rows + 0.2), layout="constrained")
         for ax, shown in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

@@ -49,7 +49,8 @@ def draw(curves: Sequence[Curve], stem: Path, x: str, y: str, notes: Sequence[st
     scale = 100 if y.rpartition("/")[2] in PERCENT else 1
     values = sorted({point.x for curve in curves for point in curve.points if point.x is not None})
     with style():
-        rows = -(-len(curves) // 2)
+        columns = 2 if max(len(curve.label) for curve in curves) < 24 else 1  # what fits under the plot
+        rows = -(-len(curves) // columns)
         figure = Figure(figsize=(COLUMN_WIDTH, 0.72 * COLUMN_WIDTH + 0.15 * rows), layout="constrained")
         ax = figure.subplots()
         log = values[0] > 0
@@ -61,7 +62,7 @@ def draw(curves: Sequence[Curve], stem: Path, x: str, y: str, notes: Sequence[st
             shift = 0.006 * (number - (len(curves) - 1) / 2)  # of the axis, so that bars stand beside each other
             draw_curve(ax, curve, number, scale, [_moved(v, shift, values[0], values[-1], log) for v in values], values)
         ax.set(xlabel=AXIS_NAMES.get(x, x), ylabel=y.replace("/", " ") + (" (%)" if scale == 100 else ""))
-        figure.legend(loc="outside lower center", ncols=2, handletextpad=0.5, columnspacing=1.2)
+        figure.legend(loc="outside lower center", ncols=columns, handletextpad=0.5, columnspacing=1.2)
         return save(figure, stem, caption(curves, x, y, notes))
 
 

@@ -47,9 +47,8 @@ LOGITS = ("published", "distance", "squared_distance", "cosine")
 class ProtoNet(nn.Module):
     """Classes are the means of a few labelled points; logits say how near a query is to each.
 
-    logits: `distance`: −d / temperature; `squared_distance`: −d² / temperature; `cosine`: the cosine of the angle at the
-        origin, over the temperature; `published`: what HIE's official code takes, −d in a curved space and −d² in the
-        Euclidean one.
+    logits: `distance`: −d / temperature; `squared_distance`: −d² / temperature; `cosine`: cosine of the angle at the
+        origin / temperature; `published`: what HIE's official code takes, −d in a curved space and −d² else.
     temperature: > 0.
     Prototypes are the space's midpoints (in the ball the Einstein midpoint). The head has no parameters; in_features
     and num_classes are not used.
@@ -69,7 +68,7 @@ class ProtoNet(nn.Module):
         self.space, self.logits, self.temperature = space, logits, float(temperature)
 
     def scores(self, support: Tensor, queries: Tensor) -> Tensor:
-        """support [..., shot, way, d], queries [..., q, d] → logits [..., q, way]; float32 at least, autocast or not."""
+        """support [..., shot, way, d], queries [..., q, d] → logits [..., q, way], float32 under autocast too."""
         with torch.autocast(support.device.type, enabled=False):
             support, queries = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (support, queries))
             prototypes = self.space.midpoint(support, dim=-3)

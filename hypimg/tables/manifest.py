@@ -124,7 +124,8 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Manifest:
     A cell, under its row's `cells`: {overrides, runs, metric, evaluator, paper, not_run}.
 
     metric: a flat name, or {name, description, unit, scale, digits, higher_is_better, interval, comparable, spread,
-    within, within_interval, paper_n} (see `Measure`); `{}` in a name is filled with the name said before it (table, column, row, cell).
+    within, within_interval, paper_n} (see `Measure`); `{}` in a name is filled with the name said before it (table,
+    column, row, cell).
     evaluator: a name, {name: …, option: value}, {option: value} for the evaluator said before, which keeps its other
     options, or null for the metrics of the run's own summary.  paper: a list in the order of the columns, or by column
     name; each a number, [number, ±], or null.  runs: a list of override lists, one per run that the cell needs; [] for

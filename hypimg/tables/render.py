@@ -52,13 +52,17 @@ def write(
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.encode())
-    if readme is not None and budget == "paper" and not readme_section(readme, manifest.name, files["table.md"], check):
+    section = manifest.name if budget == "paper" else f"{manifest.name} budget={budget}"
+    shown = next(content for name, content in files.items() if name.endswith(".md"))
+    if readme is not None and not readme_section(readme, section, shown, check):
         stale.append(readme)
     return stale
 
 
 def readme_section(path: Path, name: str, markdown: str, check: bool = False) -> bool:
     """Put a table between `<!-- results:<name> -->` and `<!-- /results -->`; whether it already stood there.
+
+    name: of the table, with ` budget=<budget>` after it for a budget not the paper's.
 
     A file without the first marker has no such section and counts as up to date.  check: change nothing.
     """

@@ -243,26 +243,25 @@ def name_arms(arms: Sequence[Leaves], by: Sequence[str], axis: str) -> list[str]
     """A short name for each arm: the classes that tell them apart, then the settings in which arms of one class differ.
 
     >>> ball = {"space._target_": "hypimg.nn.spaces.PoincareBall", "space.margin": 0.001, "head.temperature": 1}
-    >>> plain = {"space._target_": "hypimg.nn.spaces.Euclidean", "head.temperature": 8}
-    >>> name_arms([ball, plain], ["space", "head"], "space.c")
-    ['hyperbolic, temperature 1', 'Euclidean, temperature 8']
+    >>> plain = {"space._target_": "hypimg.nn.spaces.Euclidean", "head.temperature": 1}
+    >>> name_arms([ball, plain, plain | {"head.temperature": 8}], ["space", "head"], "space.c")
+    ['hyperbolic', 'Euclidean, temperature 1', 'Euclidean, temperature 8']
     """
-    told: list[list[str]] = [[] for _ in arms]
-    for part in by:
-        targets = (str(arm.get(f"{part}._target_", "")).rpartition(".")[2] for arm in arms)
-        classes = [NAMES.get(target, target) for target in targets]
-        if len(set(classes)) > 1 or (part == by[0] and len(arms) == 1):
-            for names, name in zip(told, classes, strict=True):
-                names += [name] if name else []
-        leaves = {leaf for arm in arms for leaf in arm if _within(leaf, [part])} - {axis, f"{part}._target_"}
-        for leaf in sorted(leaves):
-            values: dict[str, set[str]] = defaultdict(set)
-            for arm, name in zip(arms, classes, strict=True):
-                values[name].add(config.canonical({"x": arm.get(leaf)}))
-            for names, arm, name in zip(told, arms, classes, strict=True):
-                if len(values[name]) > 1:
-                    names.append(f"{leaf.rpartition('.')[2].replace('_', ' ')} {_short(arm.get(leaf))}")
-    return [", ".join(names) or "all" for names in told]
+    classes = []
+    for arm in arms:
+        targets = [str(arm.get(f"{part}._target_", "")).rpartition(".")[2] for part in by]
+        classes.append(tuple(NAMES.get(target, target) for target in targets))
+    told = [i for i in range(len(by)) if len({names[i] for names in classes}) > 1] or [0][: len(by)]
+    leaves = [leaf for leaf in sorted({leaf for arm in arms for leaf in arm}) if leaf != axis and _within(leaf, by)]
+    names = []
+    for arm, own in zip(arms, classes, strict=True):
+        like = [other for other, theirs in zip(arms, classes, strict=True) if theirs == own]
+        words = [own[i] for i in told if own[i]]
+        for leaf in leaves:
+            if len({config.canonical({"x": other.get(leaf)}) for other in like}) > 1:
+                words.append(f"{leaf.rpartition('.')[2].replace('_', ' ')} {_short(arm.get(leaf))}")
+        names.append(", ".join(words) or "all")
+    return names
 
 
 def _point(value: float | None, runs: Sequence[Run], y: str) -> Point:

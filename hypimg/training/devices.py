@@ -52,7 +52,7 @@ def open_fabric(machine: Machine, precision: str) -> Any:
         raise UserError("compile", True, "is for one device; use devices=1, or compile=false")
     count: Any = machine.devices if several else ([device.index or 0] if device.type == "cuda" else 1)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its heir is missing in older releases
-    # Without broadcasts of buffers rank 0 can validate by itself; its batch norm has seen its own share of the episodes.
+    # Without broadcasts of buffers rank 0 can validate by itself; its batch norm has seen its own share of the images.
     strategy: Any = DDPStrategy(broadcast_buffers=False) if several else "auto"
     try:
         fabric = Fabric(accelerator=device.type, devices=count, strategy=strategy, precision=precision)  # type: ignore[arg-type]

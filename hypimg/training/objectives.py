@@ -1,7 +1,7 @@
 """Objectives: which images a step sees, what it minimises, and what an epoch is judged by.
 
-An objective is told `prepare(train, val)` once. A step is made of `pieces`: batches whose weighted losses are added up.
-`loss` is that of one piece; `validate` yields sums over the validation images as they come, for the loop to stop between.
+An objective is told `prepare(train, val)` once. A step is made of `pieces`: batches whose weighted losses are added.
+`loss` is that of one piece; `validate` yields sums over the validation images, and the loop may stop between them.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Classification:
 class FewShot:
     """Cross-entropy of the queries of an episode against prototypes of its support (Snell et al. 2017).
 
-    way, shot, query: of training episodes.  episodes_per_epoch: steps of an epoch.  episodes_per_step: whose mean loss a
-    step descends (null: 1); several devices share them, whole episodes each.
+    way, shot, query: of training episodes.  episodes_per_epoch: steps of an epoch.
+    episodes_per_step: whose mean loss a step descends (null: 1); several devices share them, whole episodes each.
     val_way, val_shot (null: as in training), val_query, val_episodes: of validation, whose images are embedded once.
     The same validation episodes are used after each epoch.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import random
 
 import pytest
@@ -325,6 +326,36 @@ def test_write_renews_what_is_stale_and_check_only_tells(lab):
     assert write(table, lab.results) == []
     (lab.results / "t" / "table.md").write_text("0.999")
     assert [path.name for path in write(table, lab.results, check=True)] == ["table.md"]
+
+
+def test_the_interval_within_one_seed_stands_in_brackets(lab):
+    metric = {
+        "name": "ks/dist0",
+        "scale": 100,
+        "digits": 1,
+        "within": "width",
+        "within_interval": "interval over episodes",
+    }
+    table = lab.table(metric=metric, rows={"a": {}}, columns={"x": []}, compare=[], seeds=3)
+    fill(lab, table, {"a/x": [0.5, 0.6, 0.7]})
+    lines = read_lines(lab.results, table.name)
+    path = lab.results / table.name / "runs.jsonl"
+    widths = [
+        line | {"metrics": line["metrics"] | {"width": w}} for line, w in zip(lines, (0.01, 0.02, 0.03), strict=True)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in widths))
+    text = markdown(lab, table)
+    assert r"60.0 ± 24.8 \[± 2.0\]" in text and "in brackets the interval over episodes" in text
+    assert float(records(lab, table)["a/x"]["ours_within"]) == pytest.approx(2.0)
+
+
+def test_a_readme_section_of_another_budget_has_its_own_marker(lab, tmp_path):
+    table, readme = lab.table(), tmp_path / "README.md"
+    readme.write_text(f"<!-- results:{table.name} budget=cpu -->\nold\n<!-- /results -->\n")
+    write(table, lab.results, "paper", readme)
+    assert "old" in readme.read_text()
+    write(table, lab.results, "cpu", readme)
+    assert "old" not in readme.read_text() and "Budget cpu" in readme.read_text()
 
 
 def test_a_readme_section_is_renewed_between_its_markers_alone(lab, tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -38,7 +40,7 @@ def test_an_epoch_sees_every_image_once_whatever_was_drawn_before(n: int, batch:
     objective = _classification(n, batch)
     steps = objective.steps_per_epoch
     drawn = [_drawn(objective, seed, epoch * steps + i) for i in range(steps)]
-    assert sorted(sum(drawn, [])) == list(range(n))
+    assert sorted(chain.from_iterable(drawn)) == list(range(n))
     middle = steps // 2
     assert _drawn(_classification(n, batch), seed, epoch * steps + middle) == drawn[middle]
 
@@ -52,7 +54,7 @@ def test_ranks_share_a_batch_and_their_weighted_means_average_to_its_mean(n: int
         if len(whole) < ranks:
             continue
         shares = [next(objective.pieces(0, step, rank, ranks)) for rank in range(ranks)]
-        assert sorted(sum((piece.indices[piece.rows].tolist() for piece in shares), [])) == sorted(whole)
+        assert sorted(torch.cat([piece.indices[piece.rows] for piece in shares]).tolist()) == sorted(whole)
         means = [values[piece.indices[piece.rows]].mean() * piece.weight for piece in shares]
         torch.testing.assert_close(torch.stack(means).mean(), values[whole].mean())
 
