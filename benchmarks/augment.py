@@ -2,15 +2,17 @@
 
     python benchmarks/augment.py [threads=1] [rounds=9] [images=100] [device=cpu|cuda]
 
-1. against a loader that takes image by image through PIL: the same crops, jitter and flips, the same normalised result;
+1. against a loader that takes image by image through PIL: the same crops, jitter and flips, the same normalised result,
+   from pixels that lie decoded in memory; for photographs also as such loaders work, from JPEGs (in memory, too);
 2. what it adds to a training step of 4-Conv (forward, backward, Adam), against a fixed batch that lies on the device.
 The photographs are generated: the work does not depend on the pixels.
 """
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ def normalised(pixels: Tensor) -> Tensor:
     return torch.addcmul(shift.view(-1, 1, 1), pixels, scale.view(-1, 1, 1))
 
 
-def image_by_image(images: list[Image.Image], draws: Draws, size: int) -> Tensor:
+def image_by_image(images: Iterable[Image.Image], draws: Draws, size: int) -> Tensor:
     """The batch as a loader of the official code makes it, in this process."""
     batch = []
     boxes = torch.stack([draws.left, draws.top, draws.left + draws.width, draws.top + draws.height], dim=1).tolist()
@@ -76,21 +78,26 @@ def against_pil(case: str, shapes: Tensor, size: int, rounds: int) -> None:
             return normalised(augment.apply(stored, draws))
         return normalised(augment.apply_ragged(stored, starts, shapes, 3, draws))
 
-    times = interleaved(
-        {
-            "ours": ours,
-            "PIL": lambda: image_by_image(images, augment.draw(shapes, generator), size),
-        },
-        rounds,
-    )
-    report(
-        f"augmentation: image by image through PIL / ours, {case}",
-        images=len(shapes),
-        ratio=times["PIL"] / times["ours"],
-        goal=">= 2",
-        ours_ms=1e3 * times["ours"],
-        pil_ms=1e3 * times["PIL"],
-    )
+    jpegs = []
+    for image in images:
+        jpegs.append(io.BytesIO())
+        image.save(jpegs[-1], "JPEG", quality=90)
+    arms = {"ours": ours, "PIL": lambda: image_by_image(images, augment.draw(shapes, generator), size)}
+    if not fixed:
+        arms["JPEG"] = lambda: image_by_image(
+            (Image.open(file).convert("RGB") for file in jpegs), augment.draw(shapes, generator), size
+        )
+    times = interleaved(arms, rounds)
+    for arm, what in (("PIL", "decoded images"), ("JPEG", "JPEGs")):
+        if arm in times:
+            report(
+                f"augmentation: image by image through PIL from {what} / ours, {case}",
+                images=len(shapes),
+                ratio=times[arm] / times["ours"],
+                goal=">= 2",
+                ours_ms=1e3 * times["ours"],
+                pil_ms=1e3 * times[arm],
+            )
 
 
 def share_of_a_step(case: str, shapes: Tensor, size: int, rounds: int, device: str) -> None:

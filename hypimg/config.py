@@ -93,7 +93,7 @@ def members(group: str) -> list[str]:
 
 
 def groups() -> list[str]:
-    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if any(path.glob("*.yaml")))
 
 
 def check(cfg: DictConfig) -> None:

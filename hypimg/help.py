@@ -11,6 +11,7 @@ Train and evaluate one run:      python train.py [experiment=NAME] [GROUP=MEMBER
 A sweep, one run per combination: python train.py -m experiment=mnist_hyperbolic c=0.05,0.1,1 dim=2,8,16,32
                                   python train.py -m experiment=mnist_hyperbolic sweep=curvature
 Several at once on one machine:   add hydra/launcher=joblib hydra.launcher.n_jobs=2
+On SLURM:                         add hydra/launcher=submitit_slurm hydra.launcher.partition=...
 See a config without running it:  python train.py experiment=mnist_hyperbolic --cfg job
 A table of a paper:               make help
 

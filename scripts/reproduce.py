@@ -7,7 +7,7 @@
   budget=paper     a budget of the manifest: `paper` (its schedule; verdicts) or e.g. `cpu` (affordable; no verdicts)
   seeds=5          a count, or seeds by commas: seeds=0,3 or seeds=4,   (default: the manifest's)
   only=            cells by row/column, * and ? standing for anything; several by commas
-  jobs=1           runs at a time on this machine, one thread each
+  jobs=1           runs at a time on this machine, which share its threads
   device=auto      auto, cpu, cuda, cuda:1
   fresh=0          1: set aside what was done and do it again
   plan=0           1: show the plan and stop

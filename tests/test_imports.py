@@ -71,7 +71,7 @@ def test_only_one_file_imports_torchvision_and_one_instantiates() -> None:
                 if name == wanted or name.startswith(f"{wanted}."):
                     where.add(path.relative_to(ROOT / "hypimg").as_posix())
     assert users["hydra.utils.instantiate"] == {"run.py"}
-    assert users["lightning_fabric"] == {"training/trainer.py"}
+    assert users["lightning_fabric"] == {"training/devices.py"}
     assert users["torchvision"] <= {"_torchvision.py"}
 
 

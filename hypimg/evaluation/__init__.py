@@ -6,9 +6,9 @@ called as
     metrics, arrays = evaluator(predictors, data)
 
 `metrics` maps flat names ([A-Za-z0-9_./-]+) to floats; `arrays` is stored beside them as one .npz, from which figures
-draw without a model. An evaluator trains nothing and writes no result; one of runs draws no random number. One without
-runs (a manifest's `runs: []`) takes the option `seed`, is called with [] and with data that it can only `open`, and
-names its data sets in its config.
+draw without a model. An evaluator trains nothing and writes no result. What it draws at random (test episodes) is a
+function of its options, the same for every run. One without runs (a manifest's `runs: []`) takes the option `seed`, is
+called with [] and with data that it can only `open`, and names its data sets in its config.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hypimg.data.dataset import ImageDataset
+    from hypimg.data.resident import Part
     from hypimg.data.store import ImageStore
     from hypimg.evaluation.predictor import Predictor
 
@@ -36,6 +37,9 @@ class EvaluationData(Protocol):
     @property
     def labels(self) -> np.ndarray:
         """Their classes, int64 [N]."""
+
+    def part(self, split: str) -> Part:
+        """The images of a split of it as a model takes them, with their labels and the labels' names."""
 
     def open(self, dataset: ImageDataset) -> ImageStore:
         """The decoded store of another data set, found under the run's data_dir and store_dir."""

@@ -66,8 +66,8 @@ class FewShot:
         self, predictors: list[Predictor], data: EvaluationData
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         if len(predictors) != 1:
-            names = ", ".join(predictor.name for predictor in predictors)
-            raise UserError("evaluator", names, "few-shot accuracy is that of one run; give one run")
+            given = ", ".join(predictor.name for predictor in predictors)
+            raise UserError("evaluator", given, "few-shot accuracy is that of one run; give one run")
         predictor = predictors[0]
         head, space = predictor.model.head, predictor.model.space
         if not isinstance(head, ProtoNet):

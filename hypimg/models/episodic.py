@@ -89,6 +89,7 @@ def _euclidean(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _ball(a: Tensor, b: Tensor) -> Tensor:
+    b = b.clamp(min=0)  # rounding may leave less of copies near the sphere, where t is large
     root = (1 + b).sqrt()
     return (b / (1 + root) - a) / root
 
@@ -157,9 +158,8 @@ def _matrix_pays(n: int, width: int, episodes: int, images: int, way: int, shot:
 def _by_matrix(pairs: Pairs, support: Tensor, queries: Tensor) -> Tensor:
     matrix = _all_pairs(pairs)
     n, flat = len(matrix), matrix.view(-1)
-    b = torch.cat(
-        [_at(flat, n * s.unsqueeze(2) + s.unsqueeze(1)).mean((1, 2)) for s in _batches(support, len(support[0]))]
-    )
+    shots = _batches(support, support[0].numel() * support.shape[1])
+    b = torch.cat([_at(flat, n * s.unsqueeze(2) + s.unsqueeze(1)).mean((1, 2)) for s in shots])
     # Query by query in the order of their rows, so that one row after another is in the cache.
     rows, order = queries.reshape(-1).sort()
     guesses = []

@@ -147,6 +147,18 @@ def test_a_collapsed_model_is_judged_by_its_small_differences(name: str, forced:
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("margin", [1e-3, 1e-5])
+def test_copies_on_the_clip_sphere_are_recognised(margin: float, way: str, forced: Callable[[str], None]) -> None:
+    space = PoincareBall(1.0, margin=margin)
+    x, labels = features(30.0, spread=0.0)
+    points = space.embed(x.float() + 1e-5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+    forced(way)
+    sampler = EpisodeSampler(labels, WAY, 5, QUERY)
+    accuracies = episode_accuracies(ProtoNet(space, D, 0), points, sampler, 20, torch.Generator().manual_seed(0))
+    assert torch.equal(accuracies, torch.ones(20, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", [*HEADS, "official"])
 @pytest.mark.parametrize("shot", [1, 5])
 def test_copies_of_an_image_are_recognised(name: str, shot: int, way: str, forced: Callable[[str], None]) -> None:

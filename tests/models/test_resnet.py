@@ -130,6 +130,17 @@ def test_the_masks_are_a_function_of_the_seed_and_absent_in_evaluation() -> None
     assert torch.equal(after(1), after(2))
 
 
+def test_the_first_two_blocks_drop_numbers_and_the_last_two_squares() -> None:
+    net = ResNet12((3, 80, 80), dim=8, dropout=0.3, block_size=3)
+    images = torch.randn(2, 3, 80, 80)
+    torch.manual_seed(4)
+    found = net(images)
+    torch.manual_seed(4)
+    x = F.dropout(net.blocks[1](F.dropout(net.blocks[0](images), 0.3)), 0.3)
+    x = drop_squares(net.blocks[3](drop_squares(net.blocks[2](x), 0.3, 3)), 0.3, 3)
+    torch.testing.assert_close(found, x.amax((2, 3)))
+
+
 def _squares_one_by_one(x: Tensor, share: float, size: int) -> Tensor:
     """The paper's Algorithm 1 with loops, drawing in the same order."""
     n, channels, height, width = x.shape
@@ -144,7 +155,7 @@ def _squares_one_by_one(x: Tensor, share: float, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("shape", "size"), [((3, 4, 10, 10), 5), ((3, 4, 9, 7), 3), ((40, 6, 2, 2), 5), ((2, 5, 6, 3), 4)]
+    ("shape", "size"), [((3, 4, 10, 10), 5), ((3, 4, 9, 7), 3), ((40, 6, 2, 2), 5), ((40, 8, 6, 3), 4)]
 )
 def test_drop_squares_is_dropblock(shape: tuple[int, ...], size: int) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))

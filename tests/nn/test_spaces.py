@@ -13,12 +13,14 @@ from torch import nn
 from hypimg.errors import UserError
 from hypimg.geometry import means, poincare
 from hypimg.nn.linear import HyperbolicMLR
-from hypimg.nn.spaces import Euclidean, HIEBall, PoincareBall, Space
+from hypimg.nn.spaces import AngularBall, Euclidean, HIEBall, PoincareBall, Space
 
 SPACES = {
     "euclidean": Euclidean,
     "ball": PoincareBall,
     "ball_full": lambda: PoincareBall(0.3, learn_c=True, margin=1e-2, clip_features=2.0, rescale_gradient=True),
+    "angular": lambda: AngularBall(0.4),
+    "angular_learned": lambda: AngularBall(0.4, learn_c=True, rescale_gradient=True),
     "hie": HIEBall,
     "hie_learned": lambda: HIEBall(0.05, learn_c=True),
 }
@@ -208,7 +210,7 @@ def test_c_learns_from_distances(features):
     assert float(gradient) == pytest.approx(float(up - down) / (2 * step), rel=1e-6)
 
 
-@pytest.mark.parametrize("make", [PoincareBall, HIEBall])
+@pytest.mark.parametrize("make", [PoincareBall, AngularBall, HIEBall])
 @pytest.mark.parametrize(
     "arguments, line",
     [
@@ -233,3 +235,54 @@ def test_a_space_shows_its_settings():
     assert "PoincareBall(c=0.05, margin=0.001)" in repr(PoincareBall(0.05))
     assert "learn_c=True" in repr(SPACES["ball_full"]())
     assert "clip_features=2, rescale_gradient=True" in repr(SPACES["ball_full"]())
+
+
+@pytest.mark.parametrize("c", [1e-3, 0.05, 1.0, 10.0])
+def test_the_angular_ball_puts_every_direction_on_the_clip_sphere(features, c):
+    ball = AngularBall(c)
+    f = torch.cat([features, 1e-6 * features, 1e6 * features])
+    x = ball.embed(f)
+    torch.testing.assert_close(x.norm(dim=-1), torch.full((36,), (1 - 1e-3) / c**0.5), rtol=1e-6, atol=0)
+    torch.testing.assert_close(x / x.norm(dim=-1, keepdim=True), f / f.norm(dim=-1, keepdim=True), rtol=1e-5, atol=1e-6)
+    assert ball.clipped(x).all()
+    torch.testing.assert_close(x[:12], x[12:24], rtol=1e-5, atol=1e-6 / c**0.5)
+    torch.testing.assert_close(ball.project(x), x, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("c", "margin"), [(0.05, 1e-3), (1.0, 1e-3), (4.0, 0.2)])
+def test_angular_distances_are_the_documented_function_of_the_angle(c, margin):
+    angles = torch.tensor([0.0, 1e-6, 1e-3, 0.1, 1.0, math.pi / 2, 3.0, math.pi], dtype=torch.float64)
+    f = torch.stack([angles.cos(), angles.sin()], dim=-1) * torch.linspace(0.1, 9, len(angles))[:, None]
+    ball = AngularBall(c, margin=margin)
+    x = ball.embed(f)
+    expected = 2 / c**0.5 * torch.asinh(2 * (1 - margin) * (angles / 2).sin() / (1 - (1 - margin) ** 2))
+    torch.testing.assert_close(ball.dist(x, x[:1].expand_as(x)), expected, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(ball.cdist(x, x[:1])[:, 0], expected, rtol=1e-7, atol=1e-9)
+
+
+def test_the_curvature_of_the_angular_ball_is_a_temperature_alone(features):
+    """Distances, midpoints in units of the radius, and so ProtoNet's logits times √c are the same for every c."""
+    scaled, means_, gradients = [], [], []
+    for c in (1e-3, 0.05, 1.0, 7.0):
+        ball = AngularBall(c)
+        f = features.double().requires_grad_()
+        x = ball.embed(f)
+        prototypes = ball.midpoint(x.view(4, 3, 4), dim=0)
+        distances = ball.cdist(x, prototypes) * c**0.5
+        scaled.append(distances.detach())
+        means_.append((prototypes * c**0.5).detach())
+        gradients.append(torch.autograd.grad(distances.sum(), f)[0])
+    for values in (scaled, means_, gradients):
+        for other in values[1:]:
+            torch.testing.assert_close(other, values[0], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("rescale_gradient", [False, True])
+def test_zero_features_have_no_direction_and_stay_at_the_origin_with_a_finite_gradient(rescale_gradient):
+    ball = AngularBall(0.3, rescale_gradient=rescale_gradient)
+    f = torch.cat([torch.zeros(2, 4), torch.ones(1, 4)]).requires_grad_()
+    x = ball.embed(f)
+    assert not x[:2].any() and ball.clipped(x).tolist() == [False, False, True]
+    loss = ball.cdist(x, x).sum() + ball.dist0(x).sum() + ball.midpoint(x).sum()
+    (gradient,) = torch.autograd.grad(loss, f)
+    assert gradient.isfinite().all()

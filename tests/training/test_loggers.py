@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hypimg.errors import UserError
 from hypimg.training import loggers
@@ -34,6 +36,71 @@ def test_resuming_drops_later_and_torn_rows(tmp_path: Path) -> None:
     assert path.read_text() == "epoch,train/loss\n1,0.5\n2,0.4\n3,0.35\n"
     MetricsFile(path).resume(0)
     assert not path.exists()
+
+
+VALIDATED = {"val/loss": 0.75, "val/accuracy": 0.5}
+
+
+def test_epochs_with_and_without_validation_share_a_file(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.resume(0)
+    rows = [{**ROW, "epoch": n, **(VALIDATED if n % 2 == 0 else {})} for n in (1, 2, 3, 4)]
+    for row in rows:
+        file.epoch(row)
+    assert read_metrics(file.path) == rows, "an empty cell is no value"
+    header, *lines = file.path.read_text().splitlines()
+    assert header == "epoch,train/loss,seconds,val/loss,val/accuracy"
+    assert lines == ["1,0.25,1.5,,", "2,0.25,1.5,0.75,0.5", "3,0.25,1.5,,", "4,0.25,1.5,0.75,0.5"]
+
+
+def test_a_line_torn_within_empty_cells_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,seconds,val/accuracy\n1,1.5,\n2,1.5,0.5\n3,1.5,")
+    assert [row["epoch"] for row in read_metrics(path)] == [1, 2]
+
+
+_rows = st.lists(
+    st.dictionaries(st.sampled_from(["train/loss", "val/loss", "val/accuracy", "lr"]), st.floats(0, 1), max_size=4),
+    max_size=6,
+)
+
+
+@given(values=_rows, stops=st.lists(st.tuples(st.integers(0, 6), st.text(",.0123456789", max_size=12)), max_size=3))
+def test_a_file_interrupted_anywhere_ends_in_the_same_bytes(
+    values: list[dict[str, float]], stops: list[tuple[int, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each stop leaves a torn line; what goes on stands at an epoch that the checkpoint knows."""
+    rows = [{"epoch": float(n), **row} for n, row in enumerate(values, start=1)]
+    folder = tmp_path_factory.mktemp("metrics")
+    whole, broken = (MetricsFile(folder / name) for name in ("whole.csv", "broken.csv"))
+    whole.resume(0)
+    broken.resume(0)
+    for row in rows:
+        whole.epoch(row)
+    done = 0
+    for closed, torn in stops:
+        upto = min(len(rows), max(done, closed) + 1)  # written; the checkpoint is one epoch behind
+        for row in rows[done:upto]:
+            broken.epoch(row)
+        if broken.path.exists():
+            with broken.path.open("a") as file:
+                file.write(torn)
+        done = max(0, upto - 1)
+        broken = MetricsFile(broken.path)
+        broken.resume(done)
+    for row in rows[done:]:
+        broken.epoch(row)
+    assert read_metrics(broken.path) == rows
+    if rows:
+        assert broken.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_file_that_lacks_an_epoch_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,train/loss\n1,0.5\n3,0.4\n")
+    for closed in (2, 3):
+        with pytest.raises(UserError, match=rf"does not have the {closed} epochs of the checkpoint"):
+            MetricsFile(path).resume(closed)
 
 
 @pytest.mark.parametrize("name", ["", "_step", "a b", "x;y", "ä"])
