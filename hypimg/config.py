@@ -132,6 +132,11 @@ def check(cfg: DictConfig) -> None:
     OmegaConf.to_container(cfg, resolve=True)
 
 
+def evaluators(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The evaluators chosen, by name; an experiment's options for one that was not chosen are no evaluator."""
+    return {name: node for name, node in (cfg.get("evaluator") or {}).items() if "_target_" in node}
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -261,7 +261,7 @@ def _summary(
     chosen = next((row for row in rows if row["epoch"] == epoch), {})
     metrics = {name: value for name, value in chosen.items() if name.startswith("val/")}
     pictures = []
-    for name, node in (cfg.get("evaluator") or {}).items():
+    for name, node in config.evaluators(cfg).items():
         evaluation = _evaluate([predictor], [directory], node, data)
         metrics |= {f"{name}/{metric}": value for metric, value in evaluation.metrics.items()}
         pictures += _draw(evaluation, directory)

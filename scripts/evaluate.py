@@ -69,7 +69,7 @@ def evaluate(options: dict[str, str], settings: list[str]) -> None:
         config.check_targets(node, options["evaluator"])
         nodes = {options["evaluator"]: node}
     else:
-        nodes = dict(run.read_run(folders[0])[0].evaluator)
+        nodes = config.evaluators(run.read_run(folders[0])[0])
     where = {key: options[key] for key in ("data_dir", "store_dir", "device") if key in options}
     for name, evaluator in nodes.items():
         evaluation = run.evaluate(folders, evaluator, **where)

@@ -73,6 +73,11 @@ def any_rank(fabric: Any, step: int, signal: int | None, due: bool) -> tuple[int
     return asked or None, bool(wanted)
 
 
+def any_flag(fabric: Any, flag: Tensor) -> bool:
+    """Whether a 0-dim bool is true on any rank: known to all ranks alike, so that they stop together."""
+    return bool(flag if fabric.world_size == 1 else fabric.all_reduce(flag.int(), reduce_op="max"))
+
+
 def sum_over_ranks(fabric: Any, sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sums of 0-dim float64 tensors over all ranks, each with the same names or none."""
     if fabric.world_size == 1:

@@ -12,17 +12,21 @@ from torch import Tensor, nn
 from hypimg.errors import NonFiniteError, UserError
 
 
-def non_finite_error(model: nn.Module, images: Tensor | None) -> NonFiniteError:
+def non_finite_error(
+    model: nn.Module, images: Tensor | None, run: Callable[[Tensor], object] | None = None
+) -> NonFiniteError:
     """The error that names the first parameter or layer concerned."""
-    culprit = first_non_finite(model, images) or "the loss"
+    culprit = first_non_finite(model, images, run) or "the loss"
     remedy = "is not finite; the last good checkpoint is kept. Try a lower optimizer.lr or trainer.gradient_clip=1"
     return NonFiniteError(culprit, None, remedy)
 
 
-def first_non_finite(model: nn.Module, images: Tensor | None) -> str | None:
+def first_non_finite(
+    model: nn.Module, images: Tensor | None, run: Callable[[Tensor], object] | None = None
+) -> str | None:
     """The first parameter that is not finite, else (given images) the first module whose output is not, or None.
 
-    images: a normalised batch [N, C, H, W].
+    images: a normalised batch [N, C, H, W].  run: how the model is called on them, where model(images) will not do.
     """
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
@@ -43,7 +47,7 @@ def first_non_finite(model: nn.Module, images: Tensor | None) -> str | None:
 
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
     with torch.no_grad():
-        model(images)
+        (run or model)(images)
     for handle in hooks:
         handle.remove()
     return found[0] if found else None

@@ -70,7 +70,8 @@ class Classification:
     def loss(self, model: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
         """Mean cross-entropy [], and the sums that the epoch's metrics are made of."""
         logits, points = model(images, with_points=True)
-        loss = nn.functional.cross_entropy(logits.float(), labels)
+        # A last batch of fewer images than ranks leaves some with none: their loss is 0, where the mean would be NaN.
+        loss = nn.functional.cross_entropy(logits.float(), labels) if len(labels) else logits.float().sum()
         return loss, _sums(loss, logits, labels, model.space.clipped(points).sum())
 
     def validate(self, model: Any, val: ResidentImages, seed: int) -> Iterator[Metrics]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from hypimg.data.resident import ResidentImages
 from hypimg.errors import Stopped, UserError
 from hypimg.training.checkpoint import Checkpoints
-from hypimg.training.devices import Machine, any_rank, open_fabric, sum_over_ranks
+from hypimg.training.devices import Machine, any_flag, any_rank, open_fabric, sum_over_ranks
 from hypimg.training.diagnosis import explain_nondeterminism, first_non_finite, non_finite_error
 from hypimg.training.loggers import Row
 from hypimg.training.metrics import added, averages
@@ -119,6 +120,7 @@ class _Loop:
     ):
         self.trainer, self.model, self.train, self.val = trainer, model, train, val
         self.objective, self.checkpoints, self.stop = objective, checkpoints, stop
+        objective.prepare(train, val, trainer.machine.devices)  # what it refuses, it refuses before ranks are started
         self.fabric = open_fabric(trainer.machine, trainer.precision)
         self.rank, self.ranks = self.fabric.global_rank, self.fabric.world_size
         self.leads = self.rank == 0  # this process validates, writes and speaks for all
@@ -128,7 +130,6 @@ class _Loop:
         plain = make_optimizer(parameter_groups(model))
         self.scheduler = make_scheduler(plain)
         self.optimizer = self.fabric.setup_optimizers(plain)
-        objective.prepare(train, val, self.ranks)
         self.per_epoch: int = objective.steps_per_epoch
         self.check_every = STEPS_BETWEEN_CHECKS.get(train.device.type, 100)
 
@@ -198,14 +199,17 @@ class _Loop:
                 self.fabric.no_backward_sync(self.eager, enabled=position < len(pieces)),
             ):
                 loss, metrics = self.objective.loss(forward, images, labels)
-                if (self.step + 1) % self.check_every == 0 and not bool(torch.isfinite(loss)):
-                    raise non_finite_error(self.model, images)
+                if (self.step + 1) % self.check_every == 0 and any_flag(self.fabric, ~torch.isfinite(loss)):
+                    raise non_finite_error(self.model, images, partial(self._loss, labels))
                 self.fabric.backward(loss * piece.weight)
             self.sums = added(self.sums, metrics)
         if limit := self.trainer.gradient_clip:
             self.fabric.clip_gradients(self.eager, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.optimizer.step()
         self.step += 1
+
+    def _loss(self, labels: Tensor, images: Tensor) -> object:
+        return self.objective.loss(self.eager, images, labels)
 
     def close_epoch(self) -> Row:
         """Validate, move the schedule, note the best; returns the epoch's row of metrics."""

@@ -1,0 +1,134 @@
+"""Every experiment trains two steps, validates and is evaluated, on generated images with the classes of its split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hypimg import config, launch, run
+from hypimg.data.dataset import ImageDataset
+from hypimg.data.datasets.digits import Digits
+from hypimg.data.datasets.miniimagenet import CLASSES as MINI_IMAGENET
+from hypimg.data.store import Decoded, ImageStore, open_or_fill
+from hypimg.training.loggers import read_metrics
+
+RAGGED = {"birds2010", "cub", "miniimagenet"}  # their stores keep the photographs' own sizes
+EPISODES = 20
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("generated")
+
+
+@pytest.fixture(autouse=True)
+def no_files(monkeypatch: pytest.MonkeyPatch, generated: Path) -> None:
+    """Data sets open generated images; the digits are real."""
+
+    def open_generated(self: ImageDataset, data_dir: Path, store_dir: Path, download: bool = False) -> ImageStore:
+        words = f"{self.name} {self.splits} {self.class_split and self.class_split.name} {self.image_shape}"
+        digest = hashlib.sha256(words.encode()).hexdigest()
+        store = open_or_fill(generated, self.name, digest, lambda: _decoded(self))
+        if self.class_split is not None:
+            self.class_split.check(store.classes)
+        return store
+
+    real = ImageDataset.open
+    monkeypatch.setattr(ImageDataset, "open", open_generated)
+    monkeypatch.setattr(Digits, "open", real)
+
+
+def _decoded(dataset: ImageDataset) -> Decoded:
+    """Noise around a grey value of the class: as many images as 5 shots and a query take, 20 of each of few classes."""
+    if dataset.class_split is not None:
+        parts = {dataset.splits[0]: sorted(name for names in dataset.class_split.parts.values() for name in names)}
+    elif dataset.name == "miniimagenet":
+        parts = MINI_IMAGENET
+    else:
+        parts = {split: [str(digit) for digit in range(10)] for split in dataset.splits}
+    classes = list(dict.fromkeys(name for names in parts.values() for name in names))
+    of_image = [
+        (classes.index(name), dataset.splits.index(split))
+        for split, names in parts.items()
+        for name in names
+        for _ in range(20 if len(classes) <= 10 else 6)
+    ]
+    labels, splits = np.array(of_image, np.int64).T
+    random = np.random.default_rng(0)
+    channels, height, width = dataset.image_shape
+
+    def image(label: int, sides: tuple[int, ...]) -> np.ndarray:
+        return random.integers(label % 7 * 30, label % 7 * 30 + 60, (*sides, channels), np.uint8)
+
+    photographs = (image(label, tuple(random.integers(18, 30, 2))) for label in labels)
+    return Decoded(
+        images=photographs if dataset.name in RAGGED else np.stack([image(label, (height, width)) for label in labels]),
+        columns={"label": labels, "split": splits},
+        names={"label": classes, "split": list(dataset.splits)},
+        form="generated",
+        official=False,
+    )
+
+
+def _small(experiment: str) -> list[str]:
+    """Overrides that leave two steps, and images and networks as small as they may be."""
+    cfg = config.compose([f"experiment={experiment}"])
+    words = [f"experiment={experiment}", "trainer.epochs=1", "logger=csv", "threads=1", "device=cpu"]
+    if "episodes_per_epoch" not in cfg.objective:
+        return [*words, f"objective.batch_size={600 if cfg.name == 'digits_disk' else 100}"]
+    words += ["objective.episodes_per_epoch=2", "objective.val_episodes=10"]
+    words += [f"objective.{name}={value}" for name, value in {"way": 3, "query": 1, "val_way": 5, "val_query": 1}.items()]
+    words += ["evaluator.fewshot.query=1", f"evaluator.fewshot.episodes={EPISODES}", "dim=8"]
+    words += ["backbone.width=8"] if "width" in cfg.backbone else []
+    words += ["dataset.image_size=16"] if "image_size" in cfg.dataset else []
+    words += ["augment.size=16"] if cfg.get("augment") and cfg.augment.size else []
+    return words
+
+
+def _run(words: list[str], tmp_path: Path) -> tuple[Path, dict[str, float]]:
+    cfg = config.compose([*words, f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}"])
+    assert launch.run_task(cfg) == 0
+    folder = run.run_directory(cfg)
+    (row,) = read_metrics(folder / "metrics.csv")
+    assert row["step"] == 2 and np.isfinite(row["train/loss"]) and 0 <= row["train/clipped"] <= 1
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    assert all(np.isfinite(value) for value in metrics.values())
+    return folder, metrics
+
+
+@pytest.mark.parametrize("experiment", config.members("experiment"))
+def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
+    folder, metrics = _run(_small(experiment), tmp_path)
+    assert 0 <= metrics["val/accuracy"] <= 1
+    if "fewshot/accuracy" in metrics:
+        (scores,) = (folder / "evaluations").glob("*.npz")
+        with np.load(scores) as arrays:
+            assert arrays["accuracies"].shape == (EPISODES,)
+            assert metrics["fewshot/accuracy"] == pytest.approx(arrays["accuracies"].mean())
+    else:
+        assert 0 <= metrics["test/accuracy"] <= 1 and any(name.startswith("ood_") for name in metrics)
+
+
+ARMS = {
+    "euclidean": ["space=euclidean"],
+    "cosine": ["space=euclidean", "head=cosine_protonet"],
+    "angular": ["space=angular"],
+    "official": ["variant=official"],
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_of_the_tables_runs(arm: str, tmp_path: Path) -> None:
+    _, metrics = _run([*_small("cifar_fs_5shot"), *ARMS[arm]], tmp_path)
+    if arm in ("euclidean", "cosine"):
+        assert metrics["fewshot/clipped"] == 0
+    if arm == "angular":
+        assert metrics["fewshot/clipped"] == metrics["val/clipped"] == 1
+
+
+def test_an_experiment_runs_with_the_other_split_of_its_classes(tmp_path: Path) -> None:
+    _run([*_small("cub_1shot"), "dataset.class_split=cub_chen"], tmp_path)
