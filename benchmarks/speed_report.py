@@ -1,10 +1,10 @@
-"""Renders what geometry.py, means.py and gromov.py measured: speed.md, and the section of the README.
+"""Renders what geometry.py, means.py, gromov.py, fewshot.py and augment.py measured: speed.md, and the README's section.
 
 python benchmarks/speed_report.py
 
-Reads geometry*.jsonl, means*.jsonl and gromov*.jsonl beside this file, so that lines of another machine may lie in a
-file of their own (geometry_gpu.jsonl). Of two lines for the same case, threads and device the later one counts. A goal
-is judged by the line of the fewest threads on the machine of the first line; the others are shown.
+Reads geometry*.jsonl and the like beside this file, so that lines of another machine may lie in a file of their own
+(geometry_gpu.jsonl). Of two lines for the same case, threads and device the later one counts. A goal is judged by the
+line of the fewest threads on the machine of the first line; the others are shown.
 """
 
 from __future__ import annotations
@@ -130,6 +130,18 @@ def of_gromov(line: Line) -> Iterator[Case]:
         yield Case(work, f"numpy, {found[2]}", value, goal, (), tuple(facts))
 
 
+def of_augment(line: Line) -> Iterator[Case]:
+    what, _, size = line["case"].removeprefix("augmentation: ").rpartition(", ")
+    if "pil_ms" in line:
+        peer = f"image by image {what.removeprefix('image by image ').removesuffix(' / ours')}"
+        yield Case(size, peer, line["ratio"], line["goal"], (), (f"{number(line['ours_ms'])} ms",))
+        return
+    # The goal bounds our time, 1.1 × that of the step alone; the table shows the other's time over ours.
+    share = f"the augmentation alone takes {100 * line['data_by_step']:.1f} % of a step's time"
+    peer = f"the step on a fixed batch ({number(line['step_ms'])} ms)"
+    yield Case(f"4-Conv step on images augmented to {size}", peer, 1 / line["ratio"], ">= 0.909", (), (share,))
+
+
 # File: title, command that writes it, cases of a line.
 SOURCES: dict[str, tuple[str, str, Callable[[Line], Iterator[Case]]]] = {
     "geometry": (
@@ -142,6 +154,12 @@ SOURCES: dict[str, tuple[str, str, Callable[[Line], Iterator[Case]]]] = {
         "δ-hyperbolicity, against the published formula taken row by row",
         "python benchmarks/gromov.py > benchmarks/gromov.jsonl",
         of_gromov,
+    ),
+    "fewshot": ("Few-shot tests: 10,000 episodes, 5-way 5-shot", "python benchmarks/fewshot.py", of_geometry),
+    "augment": (
+        "Augmentation in batch, 100 images (random resized crop, jitter, flip)",
+        "python benchmarks/augment.py > benchmarks/augment.jsonl",
+        of_augment,
     ),
 }
 

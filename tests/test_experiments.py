@@ -81,7 +81,8 @@ def _small(experiment: str) -> list[str]:
     if "episodes_per_epoch" not in cfg.objective:
         return [*words, f"objective.batch_size={600 if cfg.name == 'digits_disk' else 100}"]
     words += ["objective.episodes_per_epoch=2", "objective.val_episodes=10"]
-    words += [f"objective.{name}={value}" for name, value in {"way": 3, "query": 1, "val_way": 5, "val_query": 1}.items()]
+    words += [f"objective.{name}={min(cfg.objective[name], 3)}" for name in ("way", "val_way")]
+    words += ["objective.query=1", "objective.val_query=1"]
     words += ["evaluator.fewshot.query=1", f"evaluator.fewshot.episodes={EPISODES}", "dim=8"]
     words += ["backbone.width=8"] if "width" in cfg.backbone else []
     words += ["dataset.image_size=16"] if "image_size" in cfg.dataset else []

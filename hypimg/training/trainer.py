@@ -125,7 +125,6 @@ class _Loop:
         self.rank, self.ranks = self.fabric.global_rank, self.fabric.world_size
         self.leads = self.rank == 0  # this process validates, writes and speaks for all
         self.eager = self.fabric.setup_module(model)
-        self.eager.mark_forward_method("embed")
         self.compiled = self.fabric.setup_module(torch.compile(model)) if trainer.machine.compile else self.eager
         plain = make_optimizer(parameter_groups(model))
         self.scheduler = make_scheduler(plain)
