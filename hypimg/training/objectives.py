@@ -71,7 +71,7 @@ class Classification:
         """Mean cross-entropy [], and the sums that the epoch's metrics are made of."""
         logits, points = model(images, with_points=True)
         # A last batch of fewer images than ranks leaves some with none: their loss is 0, where the mean would be NaN.
-        loss = nn.functional.cross_entropy(_wide(logits), labels) if len(labels) else _wide(logits).sum()
+        loss = nn.functional.cross_entropy(logits.float(), labels) if len(labels) else logits.float().sum()
         return loss, _sums(loss, logits, labels, model.space.clipped(points).sum())
 
     def validate(self, model: Any, val: ResidentImages, seed: int) -> Iterator[Metrics]:
@@ -133,7 +133,7 @@ class FewShot:
     def loss(self, model: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
         """Mean cross-entropy of an episode's queries, and the sums that the epoch's metrics are made of."""
         logits, points = model(images, with_points=True, way=self.way, shot=self.shot)
-        loss = nn.functional.cross_entropy(_wide(logits), self._labels)
+        loss = nn.functional.cross_entropy(logits.float(), self._labels)
         clipped = model.space.clipped(points).float().mean() * len(self._labels)
         return loss, _sums(loss, logits, self._labels, clipped)
 
@@ -148,11 +148,6 @@ class FewShot:
         count = accuracies.new_tensor(len(accuracies), dtype=torch.float64)
         clipped = model.space.clipped(embedded).double().mean() * count
         yield {"accuracy": accuracies.double().sum(), "clipped": clipped, "count": count}
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Half precision → float32; float64 stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Episodes obey their laws for any classes, come out uniformly, and refuse what cannot be drawn, by the class's name."""
+"""Episodes obey their laws for any classes, come out uniformly, and name the class that has too few images."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def test_an_episode_has_its_classes_in_order_and_no_class_or_image_twice(
 
 
 @given(settings=_settings(), seed=st.integers(0, 1000))
-def test_episodes_are_a_function_of_the_generator_alone(
-    settings: tuple[list[int], int, int, int], seed: int
-) -> None:
+def test_episodes_are_a_function_of_the_generator_alone(settings: tuple[list[int], int, int, int], seed: int) -> None:
     sizes, way, shot, query = settings
     labels = _labels(sizes, seed)
     hidden = torch.random.get_rng_state()

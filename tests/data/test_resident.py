@@ -190,5 +190,5 @@ def test_only_the_region_is_cropped(tmp_path: Path) -> None:
 
 def test_images_of_varying_size_without_a_view_are_refused_in_one_line(tmp_path: Path) -> None:
     store = _store(tmp_path, _ragged())
-    with pytest.raises(UserError, match="^dataset=toy: its images are of varying size, not 8×10×3$"):
+    with pytest.raises(UserError, match=r"^dataset=toy: its images are of varying size, not 8×10×3$"):
         read_part(Toy(), store, store.indices())
