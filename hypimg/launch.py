@@ -57,14 +57,17 @@ def _run(cfg: DictConfig) -> int:
     for noisy in ("lightning_fabric", "lightning.fabric", "matplotlib", "fontTools", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from hypimg import run
+    from hypimg.training.devices import is_leader
 
     try:
         run.report(cfg, run.execute(cfg))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if is_leader():  # the other ranks of a run end alike, and would say the same
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Stopped as stopped:
-        print(stopped, file=sys.stderr, flush=True)
+        if is_leader():
+            print(stopped, file=sys.stderr, flush=True)
         raise
     except Exception:
         traceback.print_exc()

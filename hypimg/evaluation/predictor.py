@@ -59,7 +59,9 @@ class Predictor:
     def embed_all(self, store: ImageStore, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points [N, d] and logits [N, K], float32, of the images of a store at `indices`, in that order."""
         if store.ragged:
-            raise UserError("data set", store.name, "has images of varying size; this evaluator takes those of one size")
+            raise UserError(
+                "data set", store.name, "has images of varying size; this evaluator takes those of one size"
+            )
         if store.images.shape[1:] != (self.image_shape[1], self.image_shape[2], self.image_shape[0]):
             height, width, channels = store.images.shape[1:]
             takes = "×".join(map(str, self.image_shape))

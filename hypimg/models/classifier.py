@@ -25,16 +25,11 @@ class Classifier(nn.Module):
         """images [N, C, H, W], normalised → points of the space [N, dim]."""
         return self.space.embed(self.features(images))
 
-    def forward(
-        self, images: Tensor, with_points: bool = False, with_logits: bool = True, **task: int
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, with_points: bool = False, **task: int) -> Tensor | tuple[Tensor, Tensor]:
         """images [N, C, H, W], normalised → logits [N, K]; with_points: (logits, points [N, dim]).
 
-        with_logits: false gives the points alone. (What wraps a model, for precision or DDP, wraps this call only.)
         task: what the head has to know of the batch (way and shot of an episode).
         """
         points = self.embed(images)
-        if not with_logits:
-            return points
         logits = self.head(points, **task)
         return (logits, points) if with_points else logits

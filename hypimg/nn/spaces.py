@@ -266,6 +266,11 @@ class AngularBall(PoincareBall):
     and nothing else. The control for models whose embeddings all lie on the clip sphere anyhow.
     """
 
+    def __init__(
+        self, c: float = 1.0, learn_c: bool = False, margin: float = BALL_MARGIN, rescale_gradient: bool = False
+    ):
+        super().__init__(c, learn_c, margin, None, rescale_gradient)
+
     def embed(self, features: Tensor) -> Tensor:
         points = nn.functional.normalize(_single(features), dim=-1) * ((1 - self.margin) / self.curvature**0.5)
         return _rescale_gradient(points, self._metric_c()) if self.rescale_gradient else points

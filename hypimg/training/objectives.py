@@ -138,9 +138,12 @@ class FewShot:
         return loss, _sums(loss, logits, self._labels, clipped)
 
     def validate(self, model: Any, val: ResidentImages, seed: int) -> Iterator[Metrics]:
+        # Beneath what wraps it for precision and ranks: a test embeds in full precision too, however training rounds.
+        model = getattr(model, "module", model)
+        dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
         points = []
         for indices in torch.arange(len(val), device=val.device).split(VALIDATION_BATCH):
-            points.append(model(val.take(indices)[0], with_logits=False).float())
+            points.append(model.embed(val.take(indices)[0].to(dtype)))
             yield {}
         embedded = torch.cat(points)
         drawn = generator(seed, "validation episodes")

@@ -218,7 +218,7 @@ class _Loop:
         due = epoch % self.trainer.val_every == 0 or epoch == self.trainer.epochs
         if self.val is not None and self.leads and due:
             row |= averages("val", self.validate(self.val))
-        row["c"] = float(self.model.space.c)  # moves where it is learned
+        row["c"] = float(self.model.space.c.detach())  # moves where it is learned
         self.scheduler.step()
         self.closed, self.sums = self.closed + 1, {}
         now = time.monotonic()

@@ -221,14 +221,19 @@ def test_c_learns_from_distances(features):
         ({"c": "one"}, "c=one: must be"),
         ({"margin": 0.0}, "margin=0.0: must be > 0 and < 1"),
         ({"margin": 1.0}, "margin=1.0: must be > 0 and < 1"),
-        ({"clip_features": 0.0}, "clip_features=0.0: must be a finite number > 0"),
-        ({"clip_features": -2.0}, "clip_features=-2.0: must be a finite number > 0"),
     ],
 )
 def test_values_that_make_no_ball_are_refused(make, arguments, line):
     with pytest.raises(UserError) as caught:
         make(**arguments)
     assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize("make", [PoincareBall, HIEBall])
+@pytest.mark.parametrize("length", [0.0, -2.0])
+def test_a_length_to_clip_features_to_is_positive(make, length):
+    with pytest.raises(UserError, match=f"clip_features={length}: must be a finite number > 0"):
+        make(clip_features=length)
 
 
 def test_a_space_shows_its_settings():
