@@ -1,4 +1,4 @@
-"""Renders what geometry.py, means.py, gromov.py, fewshot.py and augment.py measured: speed.md, and the README's section.
+"""Renders what geometry.py, means.py, gromov.py, fewshot.py and augment.py measured: speed.md and the README's table.
 
 python benchmarks/speed_report.py
 

@@ -51,8 +51,8 @@ def reproduce(
     """Print the plan, run what is missing, append lines, render, draw; the worst exit code of the runs (0: all good).
 
     settings: overrides that change no result (device, data_dir, …).  jobs: runs at a time on this machine, which
-    share its threads.  launcher: words for another of Hydra's launchers, which then gets all runs at once.  fresh: what was done is
-    set aside and done again.  readme: a file whose section of this table is renewed.
+    share its threads.  launcher: words for another of Hydra's launchers, which then gets all runs at once.
+    fresh: what was done is set aside and done again.  readme: a file whose section of this table is renewed.
     """
     launcher = _launcher(jobs, launcher)
     planned = plan(manifest, budget, seeds, only, settings=settings, fresh=fresh, results=results)
