@@ -137,9 +137,11 @@ def of_augment(line: Line) -> Iterator[Case]:
         yield Case(size, peer, line["ratio"], line["goal"], (), (f"{number(line['ours_ms'])} ms",))
         return
     # The goal bounds our time, 1.1 × that of the step alone; the table shows the other's time over ours.
-    share = f"the augmentation alone takes {100 * line['data_by_step']:.1f} % of a step's time"
+    share = f"drawing and augmenting alone take {100 * line['data_by_step']:.1f} % of a step's time"
     peer = f"the step on a fixed batch ({number(line['step_ms'])} ms)"
-    yield Case(f"4-Conv step on images augmented to {size}", peer, 1 / line["ratio"], ">= 0.909", (), (share,))
+    yield Case(
+        f"4-Conv step on episodes of {line['images']} images, {size}", peer, 1 / line["ratio"], ">= 0.909", (), (share,)
+    )
 
 
 # File: title, command that writes it, cases of a line.

@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,11 @@ ALLOWED_MODULES = ("hypimg.", "torch.optim.", "geoopt.optim.")
 
 
 @contextlib.contextmanager
-def hydra_session() -> Iterator[None]:
-    """Hydra initialised on our configs, and every error of the user's brought to one line."""
+def hydra_session(overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Hydra initialised on our configs, and every error of the user's brought to one line.
+
+    overrides: the words that are composed in it; a wrong key among them is compared with those that they lead to.
+    """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -57,7 +60,7 @@ def hydra_session() -> Iterator[None]:
         try:
             yield
         except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error) from error
+            raise explain(error, overrides) from error
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -68,7 +71,7 @@ def compose(overrides: list[str]) -> DictConfig:
     """
     from hydra import compose as hydra_compose
 
-    with hydra_session():
+    with hydra_session(overrides):
         try:
             cfg = hydra_compose("train", overrides)
         except ValueError as error:  # Hydra's own for a group set to something that is no name
@@ -239,8 +242,8 @@ def run_key(cfg: DictConfig) -> str:
     return digest(key_fields(cfg))
 
 
-def explain(error: Exception) -> UserError:
-    """Hydra's or OmegaConf's error as one line with the nearest right names."""
+def explain(error: Exception, overrides: Sequence[str] = ()) -> UserError:
+    """Hydra's or OmegaConf's error as one line with the nearest right names, among those of a run of these words."""
     text = " ".join(str(error).split())
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing:
@@ -250,25 +253,35 @@ def explain(error: Exception) -> UserError:
     override = re.search(r"Could not override '([^']+)'", text)
     if override:
         key = override[1].split("@")[0]
-        known = sorted({*_all_keys(), *groups()})
+        known = sorted({*_all_keys(overrides), *groups()} - {key})
         parent, _, leaf = key.rpartition(".")
-        siblings = [k for k in known if k.rpartition(".")[0] == parent]
-        close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-        named = [k for k in known if k.rpartition(".")[2] == leaf]
-        if not close and named:
-            return UserError(key, None, f"unknown config key; did you mean {' or '.join(named)}?")
-        return UserError(key, None, f"unknown config key; {nearest(key, close or siblings or known)}")
+        beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+        close = [beside[name] for name in difflib.get_close_matches(leaf, beside, n=2, cutoff=0.6)]
+        close = close or [k for k in known if k.rpartition(".")[2] == leaf]
+        if close:
+            remedy = f"did you mean {' or '.join(close)}?"
+        else:
+            remedy = f"{parent} has {', '.join(beside)}" if parent and beside else nearest(key, known)
+        return UserError(key, None, f"unknown config key; {remedy}")
     return UserError("config", None, text)
 
 
-def _all_keys() -> list[str]:
+def _all_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys of a run of those words that choose a group's member; without these where they do not compose."""
     from hydra import compose as hydra_compose
+    from hydra.errors import HydraException
 
     def walk(node: Any, path: str) -> Iterator[str]:
         if path:
             yield path
         if isinstance(node, dict):
             for key, item in node.items():
-                yield from walk(item, f"{path}.{key}" if path else str(key))
+                if not str(key).startswith("_"):  # _target_, _partial_
+                    yield from walk(item, f"{path}.{key}" if path else str(key))
 
-    return list(walk(OmegaConf.to_container(hydra_compose("train"), resolve=False), ""))
+    choices = [word for word in overrides if word.partition("=")[0].lstrip("+~").split("@")[0] in groups()]
+    try:
+        cfg = hydra_compose("train", choices)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        cfg = hydra_compose("train")
+    return list(walk(OmegaConf.to_container(cfg, resolve=False), ""))

@@ -21,7 +21,7 @@ it if it is finished and goes on with it if it is not; a sweep skips what is don
 
 # The scalars at the top of configs/train.yaml, in the order in which they are worth reading.
 AXES = ("c", "dim", "seed")
-MACHINE = ("device", "threads", "data_dir", "store_dir", "runs_dir", "download", "compile", "deterministic")
+MACHINE = ("device", "devices", "threads", "data_dir", "store_dir", "runs_dir", "download", "compile", "deterministic")
 SWITCHES = ("rescale_gradient", "ball", "checkpoint_seconds")
 
 

@@ -62,11 +62,11 @@ def _run(cfg: DictConfig) -> int:
     try:
         run.report(cfg, run.execute(cfg))
     except UserError as error:
-        if is_leader():  # the other ranks of a run end alike, and would say the same
+        if is_leader(cfg.devices):  # the other ranks of a run end alike, and would say the same
             print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Stopped as stopped:
-        if is_leader():
+        if is_leader(cfg.devices):
             print(stopped, file=sys.stderr, flush=True)
         raise
     except Exception:
@@ -208,7 +208,8 @@ def _pass_to_workers(number: int) -> None:
 def _compose_with_hydra(overrides: list[str]) -> DictConfig:
     from hydra import compose
 
-    return compose("train", overrides, return_hydra_config=True)
+    with config.hydra_session(overrides):  # inside the caller's: its errors are explained by these words
+        return compose("train", overrides, return_hydra_config=True)
 
 
 def _sweeps(word: str) -> bool:

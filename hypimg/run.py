@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import textwrap
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from hypimg import config, rundir
 from hypimg.data.dataset import ImageDataset
+from hypimg.data.opened import OpenedData, RunData
 from hypimg.data.preprocess import split_off
-from hypimg.data.resident import Part, ResidentImages, ResidentOriginals, read_part
-from hypimg.data.store import ImageStore
+from hypimg.data.resident import ResidentImages, resident
 from hypimg.errors import UserError
 from hypimg.evaluation.predictor import Predictor
 from hypimg.models.classifier import Classifier
@@ -80,47 +79,6 @@ def build_model(cfg: DictConfig, dataset: ImageDataset) -> Classifier:
     return Classifier(backbone, space, head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-@dataclass
-class OpenedData:
-    """The data sets that an evaluator opens under this machine's folders, and the device that it may use."""
-
-    data_dir: Path
-    store_dir: Path
-    download: bool = False
-    device: str = "cpu"
-    opened: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def open(self, dataset: ImageDataset) -> ImageStore:
-        store = dataset.open(self.data_dir, self.store_dir, self.download)
-        self.opened[dataset.name] = identity(store)
-        return store
-
-
-@dataclass
-class RunData(OpenedData):
-    """The data of a run for its evaluators: its own test images, and others opened under the same folders."""
-
-    dataset: ImageDataset = field(kw_only=True)
-    store: ImageStore = field(kw_only=True)
-
-    @property
-    def indices(self) -> np.ndarray:
-        return self.dataset.indices(self.store, "test")
-
-    def part(self, split: str) -> Part:
-        """The images of a split as a model takes them, with their labels."""
-        return read_part(self.dataset, self.store, self.dataset.indices(self.store, split))
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.store.column("label")[self.indices].astype(np.int64)
-
-
-def identity(store: ImageStore) -> dict[str, Any]:
-    """Which data was seen: recorded by runs and evaluations, printed by tables."""
-    return {"name": store.name, "form": store.form, "digest": store.digest, "official": store.official}
-
-
 def open_data(cfg: DictConfig) -> tuple[ImageDataset, RunData]:
     dataset = instantiate(cfg.dataset)
     data_dir, store_dir = Path(cfg.data_dir), Path(cfg.store_dir)
@@ -139,7 +97,7 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
     Finished → nothing is trained; unfinished → resumed; held by another living process → UserError.
     """
     directory = run_directory(cfg)
-    if not is_leader():  # a further rank of a run that rank 0 holds, reports and writes
+    if not is_leader(cfg.devices):  # a further rank of a run that rank 0 holds, reports and writes
         _fit(cfg, directory, *open_data(cfg), loggers=[])
         return {}
     with rundir.hold(directory):
@@ -152,15 +110,50 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
             log.warning("the data of this finished run is not here now, so it could not be compared with what it saw")
             return summary | {"earlier": True}
         seen = (summary or {}).get("data", {}).get("digest") or _data_seen(directory)
-        if seen not in (None, data.store.digest):
+        if seen not in (None, data.identity["digest"]):
             aside = rundir.set_aside(directory, seen[:10])
             log.warning(
                 "this run saw other data (%s) than is there now; set aside in %s, training anew", seen[:12], aside
             )
             summary = None
         if summary is not None:
-            return summary | {"earlier": True}
+            return _with_evaluators(cfg, directory, summary, data) | {"earlier": True}
         return _train_and_evaluate(cfg, directory, dataset, data)
+
+
+def _with_evaluators(cfg: DictConfig, directory: Path, summary: dict[str, Any], data: RunData) -> dict[str, Any]:
+    """The summary of a finished run with what evaluators found that it had not, or not with these options, so far."""
+    stored, _ = read_run(directory)
+    known = config.evaluators(stored)
+    asked = {name: node for name, node in config.evaluators(cfg).items() if not _equal(node, known.get(name))}
+    if not asked:
+        return summary
+    log.info("finished earlier; evaluated now, without training: %s", ", ".join(asked))
+    data.device = pick_device(cfg.device)
+    use_threads(cfg)
+    predictor = _load(stored, summary, directory, data.device)
+    metrics = {name: value for name, value in summary["metrics"].items() if name.partition("/")[0] not in asked}
+    for name, node in asked.items():
+        _check(node, cfg, data)
+        found = _evaluate([predictor], [directory], node, data).metrics
+        metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
+    summary = summary | {"metrics": metrics}
+    chosen = run_config(stored)
+    chosen.evaluator = {**known, **asked}
+    write_atomically(directory / "config.yaml", OmegaConf.to_yaml(chosen, resolve=True).encode())
+    rundir.write_json(directory / "summary.json", summary)
+    return summary
+
+
+def _equal(node: DictConfig, other: DictConfig | None) -> bool:
+    return other is not None and config.canonical(node) == config.canonical(other)
+
+
+def _check(node: DictConfig, cfg: DictConfig, data: RunData) -> None:
+    """Let an evaluator refuse what it will not be able to do, before hours of training."""
+    built = instantiate(node)
+    if hasattr(built, "check"):
+        built.check(build_model(cfg, data.dataset), data)
 
 
 def _data_seen(directory: Path) -> str | None:
@@ -172,7 +165,9 @@ def _data_seen(directory: Path) -> str | None:
 
 
 def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset, data: RunData) -> dict[str, Any]:
-    env = rundir.environment(pick_device(cfg.device), use_threads(cfg), identity(data.store))
+    env = rundir.environment(pick_device(cfg.device), use_threads(cfg), data.identity)
+    for node in config.evaluators(cfg).values():
+        _check(node, cfg, data)
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(run_config(cfg), resolve=True).encode())
     rundir.write_json(directory / "environment.json", env)
 
@@ -182,7 +177,7 @@ def _train_and_evaluate(cfg: DictConfig, directory: Path, dataset: ImageDataset,
         tracker = WandbLog(cfg.logger.project, cfg.name, config.run_key(cfg), config.key_fields(cfg), directory)
     try:
         best = _fit(cfg, directory, dataset, data, [metrics_file, *([tracker] if tracker else [])])
-        checkpoints = checkpoints_of(directory, cfg, data.store.digest)
+        checkpoints = checkpoints_of(directory, cfg, data.identity["digest"])
         predictor = _predictor(cfg, dataset, data.store.classes, checkpoints, cfg.trainer.select, data.device)
         summary = _summary(cfg, directory, predictor, data, best["epoch"], env)
         if tracker:
@@ -211,7 +206,7 @@ def _fit(cfg: DictConfig, directory: Path, dataset: ImageDataset, data: RunData,
             objective=instantiate(cfg.objective),
             make_optimizer=lambda parameters: instantiate(cfg.optimizer, parameters),
             make_scheduler=lambda optimizer: instantiate(cfg.scheduler, optimizer),
-            checkpoints=checkpoints_of(directory, cfg, data.store.digest),
+            checkpoints=checkpoints_of(directory, cfg, data.identity["digest"]),
             loggers=loggers,
             make_progress=lambda epochs, steps, done: Progress(title, epochs, steps, done),
             stop=stop,
@@ -239,18 +234,8 @@ def _train_and_val(
             raise UserError("trainer.val_fraction", val_fraction, "holds out no image; take a larger share")
         train, val = train[kept], train[held_out]
     augment = instantiate(cfg.augment) if cfg.get("augment") else None
-
-    def resident(indices: np.ndarray) -> ResidentImages:
-        return ResidentImages(read_part(dataset, store, indices), dataset.mean, dataset.std, data.device)
-
-    if augment is None:
-        images = resident(train)
-    elif type(dataset).view is not ImageDataset.view:  # tests see a cut of what is stored, training crops all of it
-        images = ResidentOriginals(dataset, store, train, augment, data.device)
-    else:
-        part = read_part(dataset, store, train)
-        images = ResidentImages(part, dataset.mean, dataset.std, data.device, augment)
-    return images, None if val is None else resident(val)
+    images = resident(dataset, store, train, data.device, augment)
+    return images, None if val is None else resident(dataset, store, val, data.device)
 
 
 def _summary(
@@ -274,7 +259,7 @@ def _summary(
         "epochs": len(rows),
         "selected_epoch": epoch,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
-        "data": identity(data.store),
+        "data": data.identity,
         "classes": data.store.classes,
         "device": env["device"],
         "threads": env["threads"],
@@ -302,9 +287,9 @@ def _predictor(
 
 
 def _draw(evaluation: Evaluation, directory: Path) -> list[Path]:
-    """The picture of the disk, where the evaluation stored points of the plane."""
+    """The picture of the disk, where the evaluation stored points of the plane and others to tell them from."""
     with np.load(evaluation.scores) as arrays:
-        if "points" not in arrays or arrays["points"].shape[1] != 2:
+        if not {"points", "outliers"} <= set(arrays.files) or arrays["points"].shape[1] != 2:
             return []
     from hypimg.figures import disk
 
@@ -392,7 +377,7 @@ def _evaluate(predictors: list[Predictor], run_dirs: list[Path], node: DictConfi
     _open_parts(node, data)
     names = [directory.name for directory in run_dirs]
     fields = {"runs": names, "evaluator": OmegaConf.to_container(node, resolve=True)}
-    seen = {"own": identity(data.store), **data.opened}
+    seen = {"own": data.identity, **data.opened}
     return rundir.evaluation(run_dirs[0] / "evaluations", fields, seen, lambda: built(predictors, data))
 
 

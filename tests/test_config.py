@@ -3,9 +3,10 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hypimg import config
+from hypimg import config, launch
 from hypimg.errors import UserError
 
 
@@ -150,6 +151,36 @@ def test_bad_words_end_in_one_line_that_names_thing_value_and_remedy(word: str, 
         config.compose([word])
     line = str(caught.value)
     assert line.startswith(named) and remedy in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            "experiment=birds2010_1shot objective.qery=3",
+            "objective.qery: unknown config key; did you mean objective.query or objective.val_query?",
+        ),
+        ("objective.qery=3", "objective.qery: unknown config key; objective has batch_size, drop_last"),
+        ("space=angular space.clip_features=1", "space.clip_features: unknown config key; space has c, margin"),
+        (
+            "space=angular experiment=cub_1shot evaluator.fewshot.shots=2",
+            "evaluator.fewshot.shots: unknown config key; did you mean evaluator.fewshot.shot?",
+        ),
+        ("experiment=cub_1shot head=proto objective.qery=3", "head=proto: not in configs/head; did you mean protonet"),
+    ],
+)
+def test_a_wrong_key_is_told_the_keys_of_the_groups_that_were_chosen(words: str, line: str) -> None:
+    for compose in (config.compose, launch.expand):
+        with pytest.raises(UserError) as caught:
+            compose(words.split())
+        assert str(caught.value).startswith(line)
+
+
+def test_a_key_is_explained_by_the_default_run_where_the_words_do_not_compose() -> None:
+    error = HydraException("Could not override 'optimizer.lrr'")
+    with config.hydra_session():
+        line = str(config.explain(error, ["experiment=nothing", "optimizer.lrr=1"]))
+    assert line == "optimizer.lrr: unknown config key; did you mean optimizer.lr?"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hypimg import config, launch, run
 from hypimg.data.dataset import ImageDataset
@@ -133,3 +134,101 @@ def test_every_arm_of_the_tables_runs(arm: str, tmp_path: Path) -> None:
 
 def test_an_experiment_runs_with_the_other_split_of_its_classes(tmp_path: Path) -> None:
     _run([*_small("cub_1shot"), "dataset.class_split=cub_chen"], tmp_path)
+
+
+def _fails(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a run that ends before its first step."""
+    cfg = config.compose([*words, f"runs_dir={tmp_path / 'runs'}"])
+    assert launch.run_task(cfg) == 2
+    assert not (run.run_directory(cfg) / "metrics.csv").exists(), "nothing was trained"
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["evaluator.fewshot.way=90"], "evaluator.fewshot.way=90: there are only 20 classes to draw from"),
+        (["evaluator.fewshot.split=tset"], "split=tset: cifar_fs has train, val, test"),
+        (["objective.val_way=17"], "objective.val_way=17: there are only 16 classes"),
+        (["objective.shot=abc"], "objective.shot=abc: must be a whole number ≥ 1"),
+        (["objective.episodes_per_step=3"], "objective.episodes_per_step=3: an epoch of 2 episodes"),
+        (["head=mlr", "evaluator=[]"], "head=MLR: takes no support images; episodes need head=protonet"),
+        (["objective.query=60"], "class=apple: has 6 images, and an episode takes 1 + 60"),
+    ],
+)
+def test_what_cannot_work_is_said_before_training(
+    words: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert line in _fails([*_without_evaluators(_small("cifar_fs_1shot"), words), *words], tmp_path, capsys)
+
+
+def _without_evaluators(small: list[str], words: list[str]) -> list[str]:
+    return [word for word in small if not ("evaluator=[]" in words and word.startswith("evaluator."))]
+
+
+def test_a_head_without_classes_is_refused_by_a_classification(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "head=ProtoNet: knows no classes of its own; it needs objective=fewshot"
+    assert line in _fails([*_small("digits_disk"), "head=protonet"], tmp_path, capsys)
+
+
+def test_two_dimensions_need_no_picture_of_outliers(tmp_path: Path) -> None:
+    folder, _ = _run([*_small("cifar_fs_1shot"), "dim=2"], tmp_path)
+    assert (folder / "summary.json").exists()
+
+
+def test_a_finished_run_is_evaluated_anew_where_an_evaluator_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = _small("cifar_fs_1shot")
+    folder, first = _run(words, tmp_path)
+    trained = (folder / "checkpoints" / "last.pt").stat().st_mtime_ns
+    again, more = _run([*words, "evaluator.fewshot.shot=3", "evaluator.fewshot.episodes=30"], tmp_path)
+    assert again == folder and (folder / "checkpoints" / "last.pt").stat().st_mtime_ns == trained
+    assert len(list((folder / "evaluations").glob("*.json"))) == 2
+    assert more["fewshot/ci95"] != first["fewshot/ci95"] and more["val/accuracy"] == first["val/accuracy"]
+    before = (folder / "summary.json").stat().st_mtime_ns
+    _run([*words, "evaluator.fewshot.shot=3", "evaluator.fewshot.episodes=30"], tmp_path)
+    _run([*_without_evaluators(words, ["evaluator=[]"]), "evaluator=[]"], tmp_path)
+    assert (folder / "summary.json").stat().st_mtime_ns == before, "equal options and fewer evaluators change nothing"
+
+
+def test_a_class_split_of_ones_own_is_part_of_the_data_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parts = config.CONFIG_DIR.parent / "hypimg" / "data" / "splits" / "cifar_fs.json"
+    split = json.loads(parts.read_text())
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(split))
+    words = [*_small("cifar_fs_1shot"), f"dataset.class_split={own}"]
+    folder, _ = _run(words, tmp_path)
+    own.write_text(json.dumps(split | {"val": split["test"], "test": split["val"]}))
+    _run(words, tmp_path)
+    assert list(folder.glob("superseded-*")), "other parts, so another result: set aside and trained anew"
+
+
+def test_a_few_shot_run_stopped_between_steps_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ResNet-12 has dropout and DropBlock, birds are cropped anew in each episode."""
+    words = _without_evaluators([word for word in _small("birds2010_1shot") if "width" not in word], ["evaluator=[]"])
+    words += ["backbone=resnet12", "evaluator=[]", "checkpoint_seconds=0"]
+    whole, _ = _run(words, tmp_path / "whole")
+    from hypimg.training import trainer
+
+    step = trainer._Loop.train_step
+    taken = []
+
+    def one_step(self) -> None:
+        step(self)
+        taken.append(self.step)
+        if len(taken) == 1:
+            self.stop.signal = 15
+
+    monkeypatch.setattr(trainer._Loop, "train_step", one_step)
+    cfg = config.compose([*words, f"runs_dir={tmp_path / 'cut' / 'runs'}"])
+    with pytest.raises(SystemExit):
+        raise SystemExit(launch.run_task(cfg))
+    cut, _ = _run(words, tmp_path / "cut")
+    assert taken == [1, 2]
+    a, b = (torch.load(f / "checkpoints" / "last.pt", weights_only=True)["state"]["model"] for f in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)

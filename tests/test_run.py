@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 import hypimg
 from hypimg import config, launch, run
+from hypimg.data import opened
 from hypimg.data.datasets.digits import Digits
 from hypimg.errors import UserError
 
@@ -424,7 +425,7 @@ def test_the_key_of_an_evaluator_without_runs_moves_with_its_data_and_the_versio
     keys.add(alone(dataset=blurred).key)
     monkeypatch.setattr(config, "RESULT_VERSION", config.RESULT_VERSION + 1)
     keys.add(alone().key)
-    monkeypatch.setattr(run, "identity", lambda store: {"name": store.name, "digest": "other bytes"})
+    monkeypatch.setattr(opened, "identity", lambda store: {"name": store.name, "digest": "other bytes"})
     keys.add(alone().key)
     assert len(keys) == 4
 

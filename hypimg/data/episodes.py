@@ -10,24 +10,37 @@ from torch import Tensor
 from hypimg.errors import UserError
 
 
+def check_count(thing: str, value: object, lowest: int = 1) -> None:
+    """Raises UserError for what is no whole number ≥ lowest."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise UserError(thing, value, f"must be a whole number ≥ {lowest}")
+
+
+def check_task(way: object, shot: object, query: object, prefix: str = "") -> None:
+    """Raises UserError for counts that make no episode; prefix: of their names in the message."""
+    for name, value, lowest in (("way", way, 2), ("shot", shot, 1), ("query", query, 1)):
+        check_count(f"{prefix}{name}", value, lowest)
+
+
 class EpisodeSampler:
     """Draws episodes of `way` classes with `shot` support and `query` query images each, none twice in an episode.
 
-    labels: class of each image, int64 [N] on any device.  names: of the classes, for messages.
+    labels: class of each image, int64 [N] on any device.  names: of the classes, and prefix of the settings' names
+        (`objective.val_`), for messages.
     An episode is a row of positions into `labels`, [way · (shot + query)]: first the support, all first shots, then all
     second shots, …; then the queries likewise. The class of position p of the row is p % way, its label in the episode.
     Raises UserError where a class has fewer than shot + query images (names it) or there are fewer than `way` classes.
     Source: HIE's official code (order of the batch).
     """
 
-    def __init__(self, labels: Tensor, way: int, shot: int, query: int, names: Sequence[str] | None = None):
-        for name, value, lowest in (("way", way, 2), ("shot", shot, 1), ("query", query, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise UserError(name, value, f"must be a whole number ≥ {lowest}")
+    def __init__(
+        self, labels: Tensor, way: int, shot: int, query: int, names: Sequence[str] | None = None, prefix: str = ""
+    ):
+        check_task(way, shot, query, prefix)
         labels = labels.cpu()
         classes, counts = labels.unique(return_counts=True)
         if len(classes) < way:
-            raise UserError("way", way, f"there are only {len(classes)} classes here; take fewer")
+            raise UserError(f"{prefix}way", way, f"there are only {len(classes)} classes to draw from; take fewer")
         self.way, self.shot, self.query = way, shot, query
         smallest = int(counts.argmin())
         if counts[smallest] < shot + query:

@@ -38,15 +38,19 @@ def image_files(folder: Path) -> list[Path]:
     return images
 
 
-def read_image(path: Path) -> np.ndarray:
+# Ends the line on an unreadable image of a data set that has the option.
+OR_SKIP = "replace it, or pass dataset.skip_unreadable=true to leave it out"
+
+
+def read_image(path: Path, remedy: str = "replace it or leave it out") -> np.ndarray:
     """An image file of any kind in colour, uint8 [h, w, 3], as `open_upright` reads it; grey values three times.
 
-    Raises UserError naming the file where it is empty, damaged, too large or no image.
+    Raises UserError naming the file and the remedy where it is empty, damaged, too large or no image.
     """
     try:
         return np.asarray(open_upright(path, "RGB"))
     except ValueError as error:
-        raise UserError("image", path, f"{error}; replace it or leave it out") from error
+        raise UserError("image", path, f"{error}; {remedy}") from error
 
 
 def unreadable(files: Iterable[Path]) -> set[Path]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from hypimg.data.store import ImageStore
 
 if TYPE_CHECKING:
     from hypimg.data.augment import Augment
+
+
+SHARE_OF_FREE = 0.6  # of a GPU's memory; the rest is the training step's
 
 
 class Part(NamedTuple):
@@ -26,16 +31,21 @@ class Part(NamedTuple):
 
 def read_part(dataset: ImageDataset, store: ImageStore, indices: np.ndarray) -> Part:
     """The images at `indices` as they are evaluated: cut to size, with their rotations as further classes."""
-    images, labels = dataset.view(store, indices), store.column("label")[indices].astype(np.int64)
-    return Part(*rotated(images, labels, dataset.rotations), rotated_names(store.classes, dataset.rotations))
+    return Part(rotated(dataset.view(store, indices), dataset.rotations), *read_labels(dataset, store, indices))
 
 
-def rotated(images: np.ndarray, labels: np.ndarray, rotations: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each image `rotations` times, turned by 0, 90, … degrees; label · rotations + turn is its class then."""
+def read_labels(dataset: ImageDataset, store: ImageStore, indices: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The labels of `read_part` and their names, without the images."""
+    labels = store.column("label")[indices].astype(np.int64)
+    labels = np.concatenate([labels * dataset.rotations + turn for turn in range(dataset.rotations)])
+    return labels, rotated_names(store.classes, dataset.rotations)
+
+
+def rotated(images: np.ndarray, rotations: int) -> np.ndarray:
+    """All images, then all of them turned by 90°, and so on; class label · rotations + turn is that of a turned one."""
     if rotations == 1:
-        return np.ascontiguousarray(images), labels
-    turned = [np.rot90(images, turn, axes=(1, 2)) for turn in range(rotations)]
-    return np.concatenate(turned), np.concatenate([labels * rotations + turn for turn in range(rotations)])
+        return np.ascontiguousarray(images)
+    return np.concatenate([np.rot90(images, turn, axes=(1, 2)) for turn in range(rotations)])
 
 
 def rotated_names(names: Sequence[str], rotations: int) -> list[str]:
@@ -105,9 +115,36 @@ class ResidentImages:
         return self.augment.apply(self.images.index_select(0, rows_taken), draws.rows(rows).to(self.device))
 
 
-class ResidentOriginals(ResidentImages):
-    """Originals of varying size in one flat buffer on a device; a batch is cut out of them by the augmentation.
+def fits(size: int, device: str | torch.device) -> bool:
+    """Whether so many bytes are to lie on the device: a GPU of whose free memory they take at most SHARE_OF_FREE."""
+    device = torch.device(device)
+    return device.type == "cuda" and size <= SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
 
+
+def pack(
+    pixels: np.ndarray, offsets: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]
+) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
+    """The images at `indices` of a flat buffer (see `ImageStore.flat`) one after another, and where each begins."""
+    ends = np.diff(offsets)[indices].cumsum()
+    starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
+    packed = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+    for start, end, index in zip(starts, ends, indices, strict=True):
+        packed[start:end] = pixels[offsets[index] : offsets[index + 1]]
+    return packed, starts
+
+
+def shared(pixels: np.ndarray) -> Tensor:
+    """A tensor on the memory of an array that may be read-only; it must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(pixels)
+
+
+class ResidentOriginals(ResidentImages):
+    """Originals of varying size in one flat buffer; a batch is cut out of them by the augmentation, on the device.
+
+    The buffer is the part's own on a GPU that has room for it (`fits`), else the store's map, of which a batch reads
+    the boxes that it needs.
     flat: uint8 [total], image i at offsets[i] with shapes[i] = (H, W, C).  regions: int64 [N, 4] (top, left, height,
     width), what of each image may be cropped; None: all of it.
     """
@@ -121,13 +158,11 @@ class ResidentOriginals(ResidentImages):
         device: str | torch.device = "cpu",
     ):
         pixels, offsets, shapes = store.flat
-        lengths = np.diff(offsets)[indices]
-        # Copied once, image by image, so that only this split takes the device's memory.
-        packed = np.empty(int(lengths.sum()), np.uint8)
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        for row, index in enumerate(indices):
-            packed[starts[row] : starts[row + 1]] = pixels[offsets[index] : offsets[index + 1]]
-        self.flat, self._offsets = torch.from_numpy(packed).to(device), torch.from_numpy(starts[:-1])
+        if fits(int(np.diff(offsets)[indices].sum()), device):
+            packed, starts = pack(pixels, offsets, indices)
+            self.flat, self._offsets = torch.from_numpy(packed).to(device), torch.from_numpy(starts)
+        else:
+            self.flat, self._offsets = shared(pixels), torch.from_numpy(offsets[indices])
         self._shapes = torch.from_numpy(np.ascontiguousarray(shapes[indices]))
         regions = dataset.regions(store, indices)
         whole = torch.cat([torch.zeros_like(self._shapes[:, :2]), self._shapes[:, :2]], dim=1)
@@ -145,3 +180,19 @@ class ResidentOriginals(ResidentImages):
         return self.augment.apply_ragged(
             self.flat, self._offsets[chosen], shapes[:, :2], int(self._shapes[0, 2]), draws, self.device
         )
+
+
+def resident(
+    dataset: ImageDataset,
+    store: ImageStore,
+    indices: np.ndarray,
+    device: str | torch.device = "cpu",
+    augment: Augment | None = None,
+) -> ResidentImages:
+    """The images at `indices` on a device: as they are evaluated, or to be augmented.
+
+    Where a test sees a cut of what is stored, augmentation crops all of it.
+    """
+    if augment is not None and type(dataset).view is not ImageDataset.view:
+        return ResidentOriginals(dataset, store, indices, augment, device)
+    return ResidentImages(read_part(dataset, store, indices), dataset.mean, dataset.std, device, augment)

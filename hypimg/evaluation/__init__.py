@@ -8,7 +8,8 @@ called as
 `metrics` maps flat names ([A-Za-z0-9_./-]+) to floats; `arrays` is stored beside them as one .npz, from which figures
 draw without a model. An evaluator trains nothing and writes no result. What it draws at random (test episodes) is a
 function of its options, the same for every run. One without runs (a manifest's `runs: []`) takes the option `seed`, is
-called with [] and with data that it can only `open`, and names its data sets in its config.
+called with [] and with data that it can only `open`, and names its data sets in its config. `evaluator.check(model,
+data)`, where there is one, is called before a training.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class EvaluationData(Protocol):
     @property
     def labels(self) -> np.ndarray:
         """Their classes, int64 [N]."""
+
+    def labels_of(self, split: str) -> tuple[np.ndarray, list[str]]:
+        """The labels of `part`, int64 [N], and their names, without its images."""
 
     def part(self, split: str) -> Part:
         """The images of a split of it as a model takes them, with their labels and the labels' names."""

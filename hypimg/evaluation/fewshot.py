@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import cast
 
 import numpy as np
 import torch
 
-from hypimg.data.episodes import EpisodeSampler
+from hypimg.data.episodes import EpisodeSampler, check_count, check_task
 from hypimg.errors import UserError
 from hypimg.evaluation import EvaluationData
 from hypimg.evaluation.predictor import Predictor
+from hypimg.models.classifier import Classifier
 from hypimg.models.episodic import episode_accuracies
 from hypimg.models.heads import ProtoNet
 
@@ -54,13 +56,19 @@ class FewShot:
     """
 
     def __init__(self, way: int, shot: int, query: int, episodes: int = 10_000, seed: int = 0, split: str = "test"):
-        for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 1), ("episodes", episodes, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"evaluator.{name}", value, f"must be a whole number ≥ {least}")
+        check_task(way, shot, query, "evaluator.fewshot.")
+        check_count("evaluator.fewshot.episodes", episodes)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise UserError("evaluator.seed", seed, "must be a whole number")
         self.way, self.shot, self.query = way, shot, query
         self.episodes, self.seed, self.split = episodes, seed, split
+
+    def check(self, model: Classifier, data: EvaluationData) -> None:
+        """Raises UserError for what `__call__` would refuse, before a training that it would waste."""
+        if not isinstance(model.head, ProtoNet):
+            raise UserError("head", type(model.head).__name__, "few-shot evaluation takes a run with head=protonet")
+        labels, names = data.labels_of(self.split)
+        EpisodeSampler(torch.from_numpy(labels), self.way, self.shot, self.query, names, "evaluator.fewshot.")
 
     def __call__(
         self, predictors: list[Predictor], data: EvaluationData
@@ -69,9 +77,8 @@ class FewShot:
             given = ", ".join(predictor.name for predictor in predictors)
             raise UserError("evaluator", given, "few-shot accuracy is that of one run; give one run")
         predictor = predictors[0]
-        head, space = predictor.model.head, predictor.model.space
-        if not isinstance(head, ProtoNet):
-            raise UserError("head", type(head).__name__, "few-shot evaluation takes a run with head=protonet")
+        self.check(predictor.model, data)
+        head, space = cast(ProtoNet, predictor.model.head), predictor.model.space
         images, labels, names = data.part(self.split)
         sampler = EpisodeSampler(torch.from_numpy(labels), self.way, self.shot, self.query, names)
         points = predictor.embed(images)

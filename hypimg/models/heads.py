@@ -84,7 +84,12 @@ class ProtoNet(nn.Module):
         Raises UserError without `way` and `shot`: the head knows no classes of its own.
         """
         if not (way and shot):
-            raise UserError("head", "ProtoNet", "has no classes of its own: give it support images (way and shot)")
+            raise UserError(
+                "head",
+                "ProtoNet",
+                "knows no classes of its own: embed support and query images (predictor.embed) and call "
+                "predictor.model.head.scores(support [shot, way, d], queries [q, d])",
+            )
         support, queries = points.split([way * shot, len(points) - way * shot])
         return self.scores(support.unflatten(0, (shot, way)), queries)
 

@@ -225,7 +225,12 @@ class PoincareBall(Space):
         return poincare.dist(x, y, self.curvature)
 
     def cdist(self, x: Tensor, y: Tensor) -> Tensor:
-        return poincare.cdist(x, y, self.curvature)
+        """Distances of all pairs: [..., n, d], [..., m, d] → [..., n, m].
+
+        By `poincare.cdist` in mode auto, the faster one, on the CPU; on a GPU in mode exact: auto counts near pairs on
+        the host, which would wait for the device in each training step.
+        """
+        return poincare.cdist(x, y, self.curvature, mode="exact" if x.is_cuda else "auto")
 
     def dist0(self, x: Tensor) -> Tensor:
         return poincare.dist0(x, self.curvature)

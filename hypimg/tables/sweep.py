@@ -156,6 +156,7 @@ def gather(runs: Sequence[Run], x: str, y: str, by: Sequence[str] = ("space", "h
 
     x: `c`, `dim` or the path of a setting.  by: the groups (or settings) that make the arms, each a curve; the axis is
     no part of them. An arm without the setting x (c in Euclidean space) is one value for all x.
+    Where an arm has several values of x, those with one alone are left out, with a note: against dim, a sweep of c.
     Runs that differ in anything else are never pooled: the largest group that agrees is kept (most values of x, then
     most runs), and a note says what the others differ in.  At one seed the interval is the metric's `ci95` over test
     episodes, where the evaluator gave one.
@@ -171,15 +172,30 @@ def gather(runs: Sequence[Run], x: str, y: str, by: Sequence[str] = ("space", "h
     arms: dict[str, list[Run]] = defaultdict(list)
     for run in kept:
         arms[_part(run, by, axis, inside=True)].append(run)
-    names = name_arms([runs_of[0].leaves for runs_of in arms.values()], by, axis)
+    notes += _drop_lone(arms, x, axis, by)
     curves = []
-    for name, runs_of in zip(names, arms.values(), strict=True):
+    for name, runs_of in zip(_names(arms, by, axis), arms.values(), strict=True):
         at: dict[float | None, list[Run]] = defaultdict(list)
         for run in runs_of:
             at[run.leaves.get(axis)].append(run)
         curves.append(Curve(name, [_point(value, at[value], y) for value in sorted(at, key=_sortable)]))
     curves.sort(key=lambda curve: (curve.points[0].x is None, curve.label))
     return Sweep(x, y, curves, notes)
+
+
+def _names(arms: Mapping[str, Sequence[Run]], by: Sequence[str], axis: str) -> list[str]:
+    return name_arms([runs_of[0].leaves for runs_of in arms.values()], by, axis)
+
+
+def _drop_lone(arms: dict[str, list[Run]], x: str, axis: str, by: Sequence[str]) -> list[str]:
+    """Remove the arms with one value of the axis where others have several; a note that names them."""
+    counts = {arm: len({run.leaves[axis] for run in runs_of if axis in run.leaves}) for arm, runs_of in arms.items()}
+    lone = [name for name, arm in zip(_names(arms, by, axis), arms, strict=True) if counts[arm] == 1]
+    if not lone or max(counts.values()) == 1:
+        return []
+    for arm in [arm for arm, count in counts.items() if count == 1]:
+        del arms[arm]
+    return [f"Left out, with one value of {x} alone: {'; '.join(sorted(lone))}."]
 
 
 def swept(runs: Sequence[Run]) -> list[str]:

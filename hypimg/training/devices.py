@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hypimg.errors import UserError
 
@@ -27,13 +27,15 @@ class Machine:
     devices: int = 1
 
 
-def is_leader() -> bool:
-    """Whether this process speaks for the run: all but the further ranks that Fabric (or torchrun) started."""
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+def is_leader(devices: int) -> bool:
+    """Whether this process speaks for a run: all but the further ranks that Fabric (or torchrun) started."""
+    return devices == 1 or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def device_of_rank(device: str, devices: int) -> str:
-    """Where this process computes: with several GPUs each rank has its own."""
+    """Where this process computes: with several GPUs each rank has its own.  Raises UserError for too few."""
+    if devices > 1 and device.startswith("cuda") and (there := torch.cuda.device_count()) < devices:
+        raise UserError("devices", devices, f"this machine has {there} GPU(s); take as many, or device=cpu")
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if devices > 1 and device.startswith("cuda") else device
 
 
@@ -52,7 +54,7 @@ def open_fabric(machine: Machine, precision: str) -> Any:
         raise UserError("compile", True, "is for one device; use devices=1, or compile=false")
     count: Any = machine.devices if several else ([device.index or 0] if device.type == "cuda" else 1)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its heir is missing in older releases
-    # Without broadcasts of buffers rank 0 can validate by itself; its batch norm has seen its own share of the images.
+    # Without broadcasts of buffers rank 0 can validate by itself; `average_buffers` makes them one.
     strategy: Any = DDPStrategy(broadcast_buffers=False) if several else "auto"
     try:
         fabric = Fabric(accelerator=device.type, devices=count, strategy=strategy, precision=precision)  # type: ignore[arg-type]
@@ -76,6 +78,14 @@ def any_rank(fabric: Any, step: int, signal: int | None, due: bool) -> tuple[int
 def any_flag(fabric: Any, flag: Tensor) -> bool:
     """Whether a 0-dim bool is true on any rank: known to all ranks alike, so that they stop together."""
     return bool(flag if fabric.world_size == 1 else fabric.all_reduce(flag.int(), reduce_op="max"))
+
+
+def average_buffers(fabric: Any, model: nn.Module) -> None:
+    """Batch norm's running statistics, of which each rank has seen its own share, become their mean."""
+    if fabric.world_size > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point() and buffer.numel():
+                buffer.copy_(fabric.all_reduce(buffer, reduce_op="mean"))
 
 
 def sum_over_ranks(fabric: Any, sums: dict[str, Tensor]) -> dict[str, Tensor]:

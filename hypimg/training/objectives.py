@@ -1,7 +1,8 @@
 """Objectives: which images a step sees, what it minimises, and what an epoch is judged by.
 
-An objective is told `prepare(train, val)` once. A step is made of `pieces`: batches whose weighted losses are added.
-`loss` is that of one piece; `validate` yields sums over the validation images, and the loop may stop between them.
+An objective is asked `check(model)` and told `prepare(train, val)` once. A step is made of `pieces`: batches whose
+weighted losses are added. `loss` is that of one piece; `validate` yields sums over the validation images, and the loop
+may stop between them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hypimg.data.episodes import EpisodeSampler
+from hypimg.data.episodes import EpisodeSampler, check_count, check_task
 from hypimg.data.resident import ResidentImages
 from hypimg.errors import UserError
 from hypimg.models.episodic import episode_accuracies
+from hypimg.models.heads import ProtoNet
 from hypimg.training.seeding import generator
 
 Metrics = dict[str, Tensor]  # sums over `count` images or episodes, 0-dim tensors on the images' device
@@ -44,6 +46,11 @@ class Classification:
             raise UserError("objective.batch_size", batch_size, "must be ≥ 1")
         self.batch_size, self.drop_last = batch_size, drop_last
         self._order: tuple[tuple[int, int], Tensor] | None = None
+
+    def check(self, model: Any) -> None:
+        """Raises UserError for a head that cannot classify by itself."""
+        if isinstance(model.head, ProtoNet):
+            raise UserError("head", "ProtoNet", "knows no classes of its own; it needs objective=fewshot")
 
     def prepare(self, train: ResidentImages, val: ResidentImages | None, ranks: int = 1) -> None:
         self._count, self._device = len(train), train.device
@@ -82,7 +89,7 @@ class Classification:
 class FewShot:
     """Cross-entropy of the queries of an episode against prototypes of its support (Snell et al. 2017).
 
-    way, shot, query: of training episodes.  episodes_per_epoch: steps of an epoch.
+    way, shot, query: of training episodes.  episodes_per_epoch: a multiple of
     episodes_per_step: whose mean loss a step descends (null: 1); several devices share them, whole episodes each.
     val_way, val_shot (null: as in training), val_query, val_episodes: of validation, whose images are embedded once.
     The same validation episodes are used after each epoch.
@@ -101,28 +108,40 @@ class FewShot:
         val_episodes: int = 500,
     ):
         episodes_per_step = 1 if episodes_per_step is None else episodes_per_step
+        val_shot = shot if val_shot is None else val_shot
         counts = {
             "episodes_per_epoch": episodes_per_epoch,
             "episodes_per_step": episodes_per_step,
             "val_episodes": val_episodes,
         }
         for name, value in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"objective.{name}", value, "must be a whole number ≥ 1")
+            check_count(f"objective.{name}", value)
+        for prefix, task in (("", (way, shot, query)), ("val_", (val_way, val_shot, val_query))):
+            check_task(*task, f"objective.{prefix}")
+        if episodes_per_epoch % episodes_per_step:
+            remedy = f"an epoch of {episodes_per_epoch} episodes is made of whole steps; take a divisor of it"
+            raise UserError("objective.episodes_per_step", episodes_per_step, remedy)
         self.way, self.shot, self.query = way, shot, query
-        self.steps_per_epoch, self.episodes_per_step = episodes_per_epoch, episodes_per_step
-        self.val = (val_way, shot if val_shot is None else val_shot, val_query)
+        self.steps_per_epoch = episodes_per_epoch // episodes_per_step
+        self.episodes_per_step = episodes_per_step
+        self.val = (val_way, val_shot, val_query)
         self.val_episodes = val_episodes
         self.batch_size = way * (shot + query)
+
+    def check(self, model: Any) -> None:
+        """Raises UserError for a head that classifies without a support."""
+        if not isinstance(model.head, ProtoNet):
+            remedy = "takes no support images; episodes need head=protonet or head=cosine_protonet"
+            raise UserError("head", type(model.head).__name__, remedy)
 
     def prepare(self, train: ResidentImages, val: ResidentImages | None, ranks: int = 1) -> None:
         if self.episodes_per_step % ranks:
             remedy = f"whole episodes are shared: set objective.episodes_per_step to a multiple of {ranks}"
             raise UserError("devices", ranks, remedy)
-        self._sampler = EpisodeSampler(train.labels, self.way, self.shot, self.query, train.names)
+        self._sampler = EpisodeSampler(train.labels, self.way, self.shot, self.query, train.names, "objective.")
         self._labels = torch.arange(self.way, device=train.device).repeat(self.query)
         if val is not None:
-            self._val_sampler = EpisodeSampler(val.labels, *self.val, val.names)
+            self._val_sampler = EpisodeSampler(val.labels, *self.val, val.names, "objective.val_")
 
     def pieces(self, seed: int, step: int, rank: int = 0, ranks: int = 1) -> Iterator[Piece]:
         """This rank's episodes of the step: functions of (seed, the episode's number) alone."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hypimg.data.resident import ResidentImages
 from hypimg.errors import Stopped, UserError
 from hypimg.training.checkpoint import Checkpoints
-from hypimg.training.devices import Machine, any_flag, any_rank, open_fabric, sum_over_ranks
+from hypimg.training.devices import Machine, any_flag, any_rank, average_buffers, open_fabric, sum_over_ranks
 from hypimg.training.diagnosis import explain_nondeterminism, first_non_finite, non_finite_error
 from hypimg.training.loggers import Row
 from hypimg.training.metrics import added, averages
@@ -120,6 +120,7 @@ class _Loop:
     ):
         self.trainer, self.model, self.train, self.val = trainer, model, train, val
         self.objective, self.checkpoints, self.stop = objective, checkpoints, stop
+        objective.check(model)
         objective.prepare(train, val, trainer.machine.devices)  # what it refuses, it refuses before ranks are started
         self.fabric = open_fabric(trainer.machine, trainer.precision)
         self.rank, self.ranks = self.fabric.global_rank, self.fabric.world_size
@@ -159,6 +160,7 @@ class _Loop:
     def save(self) -> None:
         """All ranks call this at the same step."""
         own, self.sums = self.sums, sum_over_ranks(self.fabric, self.sums)
+        average_buffers(self.fabric, self.model)
         self.write("last")
         self.sums, self.saved = own, time.monotonic()
 
@@ -214,6 +216,7 @@ class _Loop:
         """Validate, move the schedule, note the best; returns the epoch's row of metrics."""
         row: Row = {"epoch": self.closed + 1, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
         row |= averages("train", sum_over_ranks(self.fabric, self.sums))
+        average_buffers(self.fabric, self.model)
         epoch = self.closed + 1
         due = epoch % self.trainer.val_every == 0 or epoch == self.trainer.epochs
         if self.val is not None and self.leads and due:

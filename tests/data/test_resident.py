@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hypimg.data.augment import Augment
 from hypimg.data.dataset import Found, ImageDataset
 from hypimg.data.preprocess import normalise
-from hypimg.data.resident import Part, ResidentImages, ResidentOriginals, read_part, rotated, rotated_names
+from hypimg.data.resident import Part, ResidentImages, ResidentOriginals, fits, pack, read_part, rotated, rotated_names
 from hypimg.data.store import Decoded, ImageStore, open_or_fill
 from hypimg.errors import UserError
 
@@ -116,8 +117,8 @@ def test_ranks_get_the_rows_of_one_augmented_batch(count: int, ranks: int, seed:
 
 def test_turned_images_are_further_classes_with_names(tmp_path: Path) -> None:
     images, labels = _pixels(3, 5, 5, 1), np.array([2, 0, 2])
-    turned, numbers = rotated(images, labels, 4)
-    assert turned.shape == (12, 5, 5, 1) and numbers.dtype == labels.dtype
+    turned, numbers = rotated(images, 4), np.concatenate([labels * 4 + turn for turn in range(4)])
+    assert turned.shape == (12, 5, 5, 1)
     found = {(int(number), image.tobytes()) for image, number in zip(turned, numbers, strict=True)}
     expected = {
         (int(label) * 4 + turn, np.ascontiguousarray(np.rot90(image, turn)).tobytes())
@@ -127,8 +128,7 @@ def test_turned_images_are_further_classes_with_names(tmp_path: Path) -> None:
     assert found == expected
     names = rotated_names(["a", "b", "c"], 4)
     assert len(names) == 12 and names[2 * 4 + 1] == "c, turned by 90°" and names[0] == "a, turned by 0°"
-    same, kept = rotated(images, labels, 1)
-    assert np.array_equal(same, images) and np.array_equal(kept, labels) and rotated_names(["a"], 1) == ["a"]
+    assert np.array_equal(rotated(images, 1), images) and rotated_names(["a"], 1) == ["a"]
     dataset, store = Toy(rotations=4), _store(tmp_path, _pixels(3, 8, 8, 3))
     dataset.image_shape = (3, 8, 8)
     part = read_part(dataset, store, np.array([1]))
@@ -169,6 +169,48 @@ def test_originals_of_many_sizes_are_cut_each_by_its_own_draw(tmp_path: Path) ->
         pixels = AUGMENT.apply(torch.from_numpy(image)[None], draws.rows(slice(row, row + 1)))
         torch.testing.assert_close(images[row].double(), _standardised(pixels)[0], rtol=0, atol=1e-4)
     assert labels.tolist() == [wanted[i] % 3 for i in indices]
+
+
+def test_originals_on_the_cpu_are_the_stores_own_memory(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    torch.set_warn_always(True)
+    try:
+        for images in (_pixels(6, 8, 10, 3), _ragged()):
+            store = _store(tmp_path / type(images).__name__, images)
+            originals = ResidentOriginals(Toy(), store, np.array([5, 0, 3]), AUGMENT)
+            assert originals.flat.data_ptr() == store.flat[0].ctypes.data
+            assert len(originals.flat) == len(store.flat[0])
+    finally:
+        torch.set_warn_always(False)
+    assert not [warning for warning in recwarn if "not writable" in str(warning.message)]
+
+
+def test_a_part_packed_for_a_gpu_is_cut_alike(tmp_path: Path) -> None:
+    """The bytes that a GPU would get, here taken on the CPU."""
+    photographs, wanted = _ragged(), np.array([5, 0, 3, 4])
+    store = _store(tmp_path, photographs)
+    packed, starts = pack(store.flat[0], store.flat[1], wanted)
+    assert packed.tobytes() == b"".join(photographs[i].tobytes() for i in wanted)
+    assert starts.tolist() == np.cumsum([0, *(photographs[i].size for i in wanted[:-1])]).tolist()
+    originals, indices = ResidentOriginals(Toy(), store, wanted, AUGMENT), torch.tensor([2, 2, 0, 3, 1])
+    expected, _ = originals.take(indices, _seeded(2))
+    originals.flat, originals._offsets = torch.from_numpy(packed), torch.from_numpy(starts)
+    assert torch.equal(originals.take(indices, _seeded(2))[0], expected)
+
+
+@pytest.mark.parametrize(("free", "where"), [(10_000, "cuda"), (2_000, "cpu")])
+def test_a_gpu_keeps_what_leaves_room_for_the_step(free: int, where: str, tmp_path: Path, monkeypatch) -> None:
+    """A device without memory (fake tensors) stands for it."""
+    photographs, wanted = _ragged(), np.array([5, 0, 3, 4])  # 432 + 378 + 360 + 744 bytes
+    store = _store(tmp_path, photographs)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (free, 80 << 30))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        originals = ResidentOriginals(Toy(), store, wanted, AUGMENT, "cuda:1")
+    assert asked == [torch.device("cuda:1")]
+    assert originals.flat.device.type == where and originals.device == torch.device("cuda:1")
+    assert len(originals.flat) == (1_914 if where == "cuda" else sum(image.size for image in photographs))
+    assert [fits(size, "cuda:1") for size in (int(0.6 * free), int(0.6 * free) + 1)] == [True, False]
+    assert not fits(1, "cpu")
 
 
 def test_only_the_region_is_cropped(tmp_path: Path) -> None:

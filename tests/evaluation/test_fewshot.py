@@ -48,6 +48,10 @@ class FakeData:
         names = [f"name {number}" for number in range(classes + 3)]
         self.parts = {"test": (images, labels, names), "val": (images[::-1].copy(), labels, names)}
 
+    def labels_of(self, split: str):
+        _, labels, names = self.part(split)
+        return labels, names
+
     def part(self, split: str):
         return self.parts[split]
 
@@ -146,12 +150,12 @@ def test_what_is_stored_is_the_first_images_of_the_first_classes() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"way": 1}, "evaluator.way=1: must be a whole number ≥ 2"),
-        ({"shot": 0}, "evaluator.shot=0: must be a whole number ≥ 1"),
-        ({"query": 1.5}, "evaluator.query=1.5: must be"),
-        ({"episodes": 0}, "evaluator.episodes=0: must be"),
+        ({"way": 1}, "evaluator.fewshot.way=1: must be a whole number ≥ 2"),
+        ({"shot": 0}, "evaluator.fewshot.shot=0: must be a whole number ≥ 1"),
+        ({"query": 1.5}, "evaluator.fewshot.query=1.5: must be"),
+        ({"episodes": 0}, "evaluator.fewshot.episodes=0: must be"),
         ({"seed": "x"}, "evaluator.seed=x: must be"),
-        ({"way": True}, "evaluator.way=True: must be"),
+        ({"way": True}, "evaluator.fewshot.way=True: must be"),
     ],
 )
 def test_wrong_options_are_refused(options: dict, message: str) -> None:

@@ -8,9 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hypimg.data.episodes import EpisodeSampler
 from hypimg.errors import UserError
+from hypimg.evaluation.predictor import Predictor
+from hypimg.models.classifier import Classifier
 from hypimg.models.heads import LOGITS, ProtoNet
 from hypimg.nn.spaces import AngularBall, Euclidean, HIEBall, PoincareBall, Space
 
@@ -187,5 +190,20 @@ def test_bad_settings_are_refused(arguments: dict[str, object], line: str) -> No
 
 @pytest.mark.parametrize("task", [{}, {"way": 3}, {"shot": 1}])
 def test_without_an_episode_it_has_no_classes(task: dict[str, int]) -> None:
-    with pytest.raises(UserError, match=r"^head=ProtoNet: has no classes of its own"):
+    with pytest.raises(UserError, match=r"^head=ProtoNet: knows no classes of its own"):
         ProtoNet(Euclidean(), 2, 2)(torch.zeros(6, 2), **task)
+
+
+def test_a_loaded_model_says_how_to_classify_and_that_works() -> None:
+    space = PoincareBall(0.3)
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), space, ProtoNet(space, 4, 2)).eval()
+    predictor = Predictor("x", model, (3, 2, 2), [0.5] * 3, [0.2] * 3, ["a", "b"])
+    images = np.random.default_rng(0).integers(0, 256, (10, 2, 2, 3), np.uint8)
+    with pytest.raises(UserError) as caught:
+        predictor(torch.from_numpy(images).permute(0, 3, 1, 2))
+    for call in ("predictor.embed", "predictor.model.head.scores(support [shot, way, d], queries [q, d])"):
+        assert call in str(caught.value)
+    points = predictor.embed(images)
+    support, queries = points[:6].unflatten(0, (2, 3)), points[6:]
+    expected = model.head(points, way=3, shot=2)
+    torch.testing.assert_close(predictor.model.head.scores(support, queries), expected)

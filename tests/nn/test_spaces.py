@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hypimg.errors import UserError
 from hypimg.geometry import means, poincare
@@ -99,6 +100,15 @@ def test_every_space_compiles_vmaps_and_ignores_autocast(space, features):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(model(features), expected)
             assert space.embed(features.bfloat16()).dtype == torch.float32
+
+
+def test_distances_of_pairs_do_not_wait_for_a_gpu(features, monkeypatch):
+    """Mode auto looks at values on the host; on a GPU, here one without memory (fake tensors), it must not be asked."""
+    monkeypatch.setattr(poincare, "cdist", lambda x, y, c, mode="auto": (x.device.type, mode))
+    assert PoincareBall().cdist(features, features) == ("cpu", "auto")
+    with FakeTensorMode():
+        there = torch.zeros(12, 4, device="cuda")
+    assert PoincareBall().cdist(there, there) == ("cuda", "exact")
 
 
 def test_euclidean_space_is_plain(features):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hypimg import config, run
 from hypimg.errors import UserError
+from hypimg.figures import sweep as figure
 from hypimg.figures.sweep import Point
 from hypimg.tables import results, sweep
 
@@ -94,13 +98,32 @@ def test_arms_are_told_apart_and_one_without_c_comes_last(folder: Folder) -> Non
     assert found.curves[-1].points[0].x is None and found.curves[-1].points[0].n == 2
 
 
-def test_against_dim_each_c_is_an_arm(folder: Folder) -> None:
+def test_against_dim_each_c_that_was_swept_over_it_is_an_arm(folder: Folder) -> None:
     for dim in (2, 8):
         folder.add(0.5, dim=dim, c=0.1), folder.add(0.6, dim=dim, c=0.5), folder.add(0.4, dim=dim, space=EUCLIDEAN)
     assert sweep.swept(folder.runs()) == ["c", "dim"]
     curves = sweep.gather(folder.runs(), "dim", "test/accuracy").curves
     assert [curve.label for curve in curves] == ["Euclidean", "hyperbolic, c 0.1", "hyperbolic, c 0.5"]
     assert all([point.x for point in curve.points] == [2, 8] for curve in curves)
+
+
+def test_against_dim_a_sweep_of_c_is_no_curve(folder: Folder) -> None:
+    """Two sweeps through one point, as in cifar_fs_sweep: against dim, each other c would be a curve of one point."""
+    for c in (0.1, 0.5, 1.0):
+        folder.add(0.5 + c, c=c), folder.add(0.4 + c, space=ANGULAR | {"c": c})
+    folder.add(0.7, space=EUCLIDEAN)
+    for dim in (2, 16):
+        folder.add(0.6, dim=dim, c=0.5), folder.add(0.5, dim=dim, space=ANGULAR | {"c": 0.5})
+        folder.add(0.8, dim=dim, space=EUCLIDEAN)
+    against_dim = sweep.gather(folder.runs(), "dim", "test/accuracy")
+    assert [curve.label for curve in against_dim.curves] == ["Euclidean", "angular", "hyperbolic"]
+    assert all([point.x for point in curve.points] == [2, 8, 16] for curve in against_dim.curves)
+    assert against_dim.notes == [
+        "Left out, with one value of dim alone: angular, c 0.1; angular, c 1; hyperbolic, c 0.1; hyperbolic, c 1."
+    ]
+    against_c = sweep.gather(folder.runs(), "c", "test/accuracy")
+    assert [curve.label for curve in against_c.curves] == ["angular", "hyperbolic", "Euclidean"]
+    assert [len(curve.points) for curve in against_c.curves] == [3, 3, 1]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +251,32 @@ def test_the_script_plots_what_was_swept(folder: Folder, script: Any, capsys: py
     assert script.main([*words, "trainer.epochs=10", f"out={folder.runs_dir / 'o'}", "y=val/accuracy"]) == 0
     assert "Left out" not in capsys.readouterr().out
     assert (folder.runs_dir / "o" / "sweep_c.pdf").is_file()
+
+
+def test_make_draws_both_sweeps_of_cifar_fs(tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's own words, on made-up lines of some of its cells: a curve or a line for each space."""
+    (words,) = re.findall(r"scripts/plot_sweep\.py (table=cifar_fs_sweep) \$", (ROOT / "Makefile").read_text())
+    whole = sweep.manifests.load("cifar_fs_sweep")
+    some = "c=0.01/hyperbolic,c=0.1/hyperbolic,dim=64/hyperbolic,dim=512/hyperbolic,dim=64/euclidean,dim=512/euclidean"
+    manifest = replace(whole, cells=whole.select(some))
+    monkeypatch.setattr(sweep.manifests, "load", lambda name: manifest)
+    identity = results.identify(manifest, "paper")
+    for cell in manifest.cells:
+        known = identity(cell, 0)
+        line = {"seed": 0, "runs": list(known.run_keys), "metrics": {"accuracy": 0.5, "ci95": 0.002}, "data": []}
+        results.append_line(tmp_path, "cifar_fs_sweep", line | {"key": known.key})
+    monkeypatch.setattr(sweep, "table_runs", functools.partial(sweep.table_runs, results=tmp_path))
+    gathered = []
+    monkeypatch.setattr(figure, "draw", lambda curves, stem, x, *_: gathered.append((stem.name, x, curves)) or [])
+    assert script.main(words.split()) == 0
+    points = {
+        (stem, x): {curve.label: [point.x for point in curve.points] for curve in curves}
+        for stem, x, curves in gathered
+    }
+    assert points == {
+        ("sweep_c", "c"): {"hyperbolic": [0.01, 0.05, 0.1], "Euclidean": [None]},
+        ("sweep_dim", "dim"): {"hyperbolic": [64, 512], "Euclidean": [64, 512]},
+    }
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hypimg.data.archives import leaves_folder
 from hypimg.data.dataset import Found, ImageDataset, digest_of_tree, search, skipping, square
-from hypimg.data.folder import form_skipping, read_image, unreadable
+from hypimg.data.folder import OR_SKIP, form_skipping, read_image, unreadable
 from hypimg.data.store import Decoded, ImageStore
 from hypimg.data.views import centre_views
 from hypimg.errors import UserError
@@ -119,7 +119,7 @@ class Cub(ImageDataset):
         kept = np.array([file not in refused for file in files])
         boxes = {f"box_{side}": lists.boxes[kept, i] for i, side in enumerate("xywh")}
         return Decoded(
-            images=(read_image(file) for file in files if file not in refused),
+            images=(read_image(file, OR_SKIP) for file in files if file not in refused),
             columns={"label": lists.labels[kept], "split": lists.split[kept], **boxes},
             names={"label": lists.classes, "split": list(self.splits)},
             form=form_skipping(found.form, len(refused)),

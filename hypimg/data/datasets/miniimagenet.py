@@ -15,7 +15,7 @@ import numpy as np
 
 from hypimg.data.archives import leaves_folder, read_pickled_dict, text
 from hypimg.data.dataset import Found, ImageDataset, digest_of_tree, search, sha256_of_file, skipping, square
-from hypimg.data.folder import IMAGE_SUFFIXES, form_skipping, read_image, unreadable
+from hypimg.data.folder import IMAGE_SUFFIXES, OR_SKIP, form_skipping, read_image, unreadable
 from hypimg.data.store import Decoded, ImageStore
 from hypimg.data.views import centre_views
 from hypimg.errors import UserError
@@ -122,7 +122,7 @@ class MiniImageNet(ImageDataset):
             files = [file for paths in readers[found.form](found.files[0]).values() for file in paths]
             refused = unreadable(files) if self.skip_unreadable else set()
             kept[:] = [file not in refused for file in files]
-            images = (read_image(file) for file in files if file not in refused)
+            images = (read_image(file, OR_SKIP) for file in files if file not in refused)
             skipped = sorted(file.name for file in refused)
         else:
             images = _from_caches(found.files)

@@ -276,7 +276,11 @@ def test_options_are_checked(options):
 def test_unreadable_photographs_are_left_out_and_counted_only_when_asked(data_dir, tmp_path, caplog):
     damaged = sorted(folder_of(data_dir).glob("images/*/*.jpg"))[5]
     damaged.write_bytes(damaged.read_bytes()[:300])
-    failing(data_dir, tmp_path, rf"image=.*{damaged.name}: .*; replace it or leave it out")
+    failing(
+        data_dir,
+        tmp_path,
+        rf"image=.*{damaged.name}: .*; replace it, or pass dataset\.skip_unreadable=true to leave it out",
+    )
     whole = cub().find(data_dir).digest
     store = cub(skip_unreadable=True).open(data_dir, tmp_path / "store")
     assert store.digest != whole

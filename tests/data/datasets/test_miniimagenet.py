@@ -277,7 +277,11 @@ def test_unreadable_images_are_left_out_and_counted_only_when_asked(tmp_path, ca
     damaged = sorted(data_dir.rglob(f"{NAMES[1]}*.png"))[2], sorted(data_dir.rglob(f"{NAMES[4]}*.png"))[0]
     damaged[0].write_bytes(b"")
     damaged[1].write_bytes(damaged[1].read_bytes()[:60])
-    failing(data_dir, tmp_path, rf"image=.*{damaged[0].name}: empty file; replace it or leave it out")
+    failing(
+        data_dir,
+        tmp_path,
+        rf"image=.*{damaged[0].name}: empty file; replace it, or pass dataset\.skip_unreadable=true to leave it out",
+    )
     store = mini(skip_unreadable=True).open(data_dir, tmp_path / "store")
     assert np.array_equal(store.images, np.delete(WANTED, [6, 16], axis=0))
     assert store.column("label").tolist() == np.delete(np.repeat(range(7), EACH), [6, 16]).tolist()
