@@ -62,11 +62,11 @@ def _run(cfg: DictConfig) -> int:
     try:
         run.report(cfg, run.execute(cfg))
     except UserError as error:
-        if is_leader(cfg.devices):  # the other ranks of a run end alike, and would say the same
+        if is_leader(cfg.get("devices", 1)):  # the other ranks of a run end alike, and would say the same
             print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Stopped as stopped:
-        if is_leader(cfg.devices):
+        if is_leader(cfg.get("devices", 1)):
             print(stopped, file=sys.stderr, flush=True)
         raise
     except Exception:

@@ -17,6 +17,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -190,6 +191,24 @@ def test_the_readmes_measurements_are_those_of_the_committed_lines(benchmark) ->
         fresh = render.readme_section(ROOT / "README.md", name, text, check=True)
         assert fresh, f"stale: python benchmarks/{name}_report.py"
     assert (ROOT / "benchmarks" / "speed.md").read_text() == speed.page(*speed.read())
+
+
+@pytest.mark.parametrize("sizes", [[[16, 16]], [[16, 30], [22, 17]]])
+def test_the_step_on_augmented_images_takes_the_whole_path_of_an_episode(
+    sizes: list, benchmark, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    augment, drawn, named = benchmark("augment"), [], []
+    sample, generator = augment.EpisodeSampler.sample, augment.generator
+    monkeypatch.setattr(augment.EpisodeSampler, "sample", lambda *given: drawn.append(sample(*given)) or drawn[-1])
+    monkeypatch.setattr(augment, "generator", lambda *name: named.append(name) or generator(*name))
+    store = augment.stored(tmp_path, torch.tensor(sizes), classes=6, images=17)
+    assert store.ragged == (len(sizes) > 1)
+    augment.share_of_a_step("tiny", store, 16, 1, "cpu")
+    line = json.loads(capsys.readouterr().out)
+    assert line["images"] == 80 and drawn[0].shape == (1, 80)
+    assert named[-2:] == [(0, "episodes", len(drawn) - 1), (0, "augmentation", len(drawn) - 1)]
+    assert len(drawn) > 6, "every step on our data draws anew"
+    assert "episodes of 80 images" in next(benchmark("speed_report").of_augment(line)).work
 
 
 def test_a_table_of_speed_judges_goals_on_one_thread_and_says_what_is_missing(benchmark, tmp_path: Path) -> None:
