@@ -295,18 +295,20 @@ def test_float32_under_autocast() -> None:
     assert torch.equal(inside, augment.apply(images, draws))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_same_on_a_gpu_without_waiting_for_it() -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"][: 1 + torch.cuda.is_available()])
+def test_every_device_gives_the_same_without_waiting_for_it(device: str) -> None:
     images, augment = photos(30, 50, 40), Augment(20, **JITTER)
     draws = augment.draw(sizes(30, 50, 40), seeded())
-    there, starts = images.cuda(), torch.arange(30) * images[0].numel()
+    there, starts = images.to(device), torch.arange(30) * images[0].numel()
     flat = there.flatten()
-    torch.cuda.set_sync_debug_mode("error")
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
     try:
         ours = augment.apply(there, draws)
         also = augment.apply_ragged(flat, starts, sizes(30, 50, 40), 3, draws)
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(ours.cpu(), augment.apply(images, draws), atol=1e-3, rtol=0)
     torch.testing.assert_close(also, ours, atol=1e-3, rtol=0)
 

@@ -103,9 +103,9 @@ def test_a_class_with_too_few_images_is_named_with_its_count() -> None:
 
 
 def test_too_few_classes_are_refused() -> None:
-    with pytest.raises(UserError, match=r"^way=4: there are only 3 classes here"):
+    with pytest.raises(UserError, match=r"^way=4: there are only 3 classes to draw from"):
         EpisodeSampler(_labels([9, 9, 9]), 4, 1, 1)
-    with pytest.raises(UserError, match=r"^way=2: there are only 0 classes here"):
+    with pytest.raises(UserError, match=r"^way=2: there are only 0 classes to draw from"):
         EpisodeSampler(torch.zeros(0, dtype=torch.int64), 2, 1, 1)
 
 

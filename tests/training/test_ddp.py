@@ -116,7 +116,7 @@ def test_two_ranks_end_in_the_weights_of_one_process_that_accumulates_their_epis
     """Photographs of many sizes, cut and jittered, through batch norm, which sees whole episodes either way."""
     few = ["experiment=birds2010_1shot", "variant=official", "dim=6", "backbone.width=4", f"data_dir={shared_data}"]
     few += ["dataset.image_size=16", "augment.size=16", "trainer.epochs=2", "trainer.val_every=2"]
-    few += ["objective.episodes_per_epoch=3", "objective.episodes_per_step=2", "objective.way=3", "objective.query=2"]
+    few += ["objective.episodes_per_epoch=6", "objective.episodes_per_step=2", "objective.way=3", "objective.query=2"]
     few += ["objective.val_way=2", "objective.val_query=2", "objective.val_episodes=5", "evaluator.fewshot.episodes=5"]
     alone = _alone(words("one", *few))
     both = words("two", *few)
@@ -157,7 +157,14 @@ def test_episodes_that_devices_cannot_share_are_refused_in_one_line_before_any_r
     (tmp_path / "split.json").write_text(json.dumps(split))
     few = ["experiment=digits_disk", "head=protonet", "objective=fewshot", "evaluator=[fewshot]"]
     few += [f"dataset.class_split={tmp_path / 'split.json'}", "trainer.val_fraction=null", "objective.way=2"]
-    refused = words("odd", *few, "objective.val_way=2", "objective.episodes_per_step=3")
+    refused = words(
+        "odd",
+        *few,
+        "objective.val_way=2",
+        "objective.episodes_per_step=3",
+        "evaluator.fewshot.way=2",
+        "objective.episodes_per_epoch=99",
+    )
     started = time.monotonic()
     code, err = _finish(train(*refused, "devices=2"))
     line = "error: devices=2: whole episodes are shared: set objective.episodes_per_step to a multiple of 2"

@@ -43,6 +43,7 @@ def test_a_signal_is_noted_and_the_former_handlers_come_back(number: int) -> Non
 
 
 def test_the_second_interrupt_stops_at_once_and_other_signals_never_do() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             ask(number)
