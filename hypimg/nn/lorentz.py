@@ -29,6 +29,7 @@ CHANNELS = 1
 LARGEST_ANGLE = 30.0
 
 NEWTON_STEPS = 2  # before the one that is differentiated; from the midpoint they reach 1e-10
+_SHORTEST_DIRECTION = 1e-15  # of a hyperplane; the official code's
 _SINGULAR = 1e-12  # of ‖·‖² in a direction that has none
 
 
@@ -72,17 +73,15 @@ def beta_ratio(fan_in: int, channels: int) -> float:
 
 
 def planes(z: Tensor, r: Tensor | None, c: Tensor | float) -> Planes:
-    """z: [K, ...], r: [K] or None (0)."""
-    square = z.flatten(1).square().sum(1)
-    norm = safe_sqrt(square)
-    inverse = torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1.0), 0.0)
+    """z: [K, ...], r: [K] or None (0).  At z_k = 0 the score is 0 and its gradient in z_k that of a short z_k."""
+    norm = safe_sqrt(z.flatten(1).square().sum(1)).clamp(min=_SHORTEST_DIRECTION)
+    scale = 1 / norm
     if r is None:
         shift = torch.zeros_like(norm)
-        scale = inverse
     else:
         # linear in r from LARGEST_ANGLE on, so that no offset overflows
         shift = 2 * c**0.5 * r * sinhc((4 * c * r.square()).clamp(max=LARGEST_ANGLE**2))
-        scale = inverse * (1 + shift.square()).sqrt()
+        scale = scale * (1 + shift.square()).sqrt()
     return Planes(z * scale.view(-1, *[1] * (z.dim() - 1)), shift, 2 * norm)
 
 
@@ -171,6 +170,15 @@ def midpoint(w: Tensor, dims: tuple[int, ...] = (0, 2, 3)) -> Tensor:
     # time² + 2 time + 1 − ‖mean‖²
     length = (1 + time * (2 + time) - sum_of_squares(mean)).clamp(min=1e-30).sqrt()
     return (mean / length).to(w.dtype)
+
+
+def pooled(u: Tensor, window: tuple[int, int], limit: float) -> Tensor:
+    """Scaled tangents [N, C, H, W] → those of the midpoints of windows side by side [N, C, H′, W′]."""
+    w = points_of(u, limit)
+    mean = F.avg_pool2d(w, window).double()
+    time = F.avg_pool2d(excess(sum_of_squares(w)), window).double()
+    length = (1 + time * (2 + time) - sum_of_squares(mean)).clamp(min=1e-30).sqrt()
+    return tangents_of((mean / length).to(w.dtype))
 
 
 def frechet_mean(w: Tensor, steps: int = NEWTON_STEPS) -> tuple[Tensor, Tensor]:
