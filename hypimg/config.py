@@ -174,6 +174,11 @@ def check_targets(cfg: Any, path: str = "") -> None:
             )
 
 
+def takes(node: DictConfig, argument: str) -> bool:
+    """Whether what a node names has an argument of this name."""
+    return argument in inspect.signature(resolve_target(node["_target_"])).parameters
+
+
 def resolve_target(target: object, where: str = "_target_") -> Any:
     """The class or function that a `_target_` names; the object itself is checked, not only its dotted name.
 

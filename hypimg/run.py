@@ -22,6 +22,7 @@ from hypimg.data.resident import ResidentImages, resident
 from hypimg.errors import UserError
 from hypimg.evaluation.predictor import Predictor
 from hypimg.models.classifier import Classifier
+from hypimg.nn.poincare import freeze
 from hypimg.rundir import Evaluation
 from hypimg.training.checkpoint import FULL, Checkpoints, write_atomically
 from hypimg.training.devices import Machine, device_of_rank, is_leader
@@ -69,11 +70,13 @@ def pick_device(name: str) -> str:
 
 
 def build_model(cfg: DictConfig, dataset: ImageDataset) -> Classifier:
-    """Backbone, space and head; the initial weights are a function of the seed alone."""
+    """Space, backbone and head; the initial weights are a function of the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(cfg.seed, "weights"))
-        backbone = instantiate(cfg.backbone, dataset.image_shape)
         space = instantiate(cfg.space)
+        # A backbone whose layers work in the ball shares it with the head: a learnable c exists once.
+        shared = {"ball": space} if config.takes(cfg.backbone, "ball") else {}
+        backbone = instantiate(cfg.backbone, dataset.image_shape, **shared)
         head = instantiate(cfg.head, space, backbone.out_features, dataset.num_classes)
     # The store holds channels last, and convolutions and pooling are faster on it (1.4 × for LeNet on one CPU thread).
     return Classifier(backbone, space, head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -282,6 +285,7 @@ def _predictor(
     model = build_model(cfg, dataset)
     model.load_state_dict(checkpoints.load(select)["model"])
     model.eval().to(device).requires_grad_(False)
+    freeze(model)
     name = f"{cfg.name}/{checkpoints.directory.parent.name}"
     return Predictor(name, model, dataset.image_shape, dataset.mean, dataset.std, classes)
 

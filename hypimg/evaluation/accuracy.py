@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hypimg.errors import UserError
 from hypimg.evaluation import EvaluationData
 from hypimg.evaluation.predictor import Predictor
 
@@ -27,13 +28,27 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
 class Accuracy:
     """`accuracy` and `nll` on the test images; several predictors vote by the mean of their logits (PR, Figure 4b).
 
+    batch_size, statistics: of Poincaré batch norms: `batch`: those of each test batch of this size, in the data's
+    order; `frozen`: those stored of the training images. None: as the predictor has it, frozen. No other layer minds.
     Arrays: `labels` [N] and `logits` [N, K], from which a confusion matrix or per-class accuracy follows.
+    Raises UserError for a size below 1 and for unknown statistics.
     """
+
+    def __init__(self, batch_size: int | None = None, statistics: str | None = None):
+        if batch_size is not None and batch_size < 1:
+            raise UserError("evaluator.batch_size", batch_size, "must be ≥ 1, or null")
+        if statistics not in {None, "batch", "frozen"}:
+            raise UserError("evaluator.statistics", statistics, "must be batch or frozen, or null")
+        self.batch_size, self.statistics = batch_size, statistics
 
     def __call__(
         self, predictors: list[Predictor], data: EvaluationData
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        logits = np.mean([predictor.embed_all(data.store, data.indices)[1] for predictor in predictors], axis=0)
+        found = []
+        for predictor in predictors:
+            with predictor.normed_by(self.statistics, self.batch_size):
+                found.append(predictor.embed_all(data.store, data.indices)[1])
+        logits = np.mean(found, axis=0)
         metrics = {
             "accuracy": accuracy(logits, data.labels),
             "nll": negative_log_likelihood(logits, data.labels),

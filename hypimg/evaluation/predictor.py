@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypimg.data.preprocess import normalise, read_images
 from hypimg.data.store import ImageStore
 from hypimg.errors import UserError
 from hypimg.models.classifier import Classifier
+from hypimg.nn.poincare import norms_with
 
 
 @dataclass
@@ -39,6 +41,17 @@ class Predictor:
     def preprocess(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] → normalised float32 on the model's device."""
         return normalise(images.to(self.device), self.mean, self.std)
+
+    @contextlib.contextmanager
+    def normed_by(self, statistics: str | None, batch_size: int | None = None) -> Iterator[None]:
+        """Let Poincaré batch norms take the statistics of each `batch`, or those `frozen` at the training's end."""
+        before = self.batch_size
+        self.batch_size = batch_size or before
+        try:
+            with norms_with(self.model, statistics) if statistics else contextlib.nullcontext():
+                yield
+        finally:
+            self.batch_size = before
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:

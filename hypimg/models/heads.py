@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hypimg.errors import UserError
-from hypimg.nn.spaces import Euclidean, Space
+from hypimg.nn.poincare import PoincareLinear
+from hypimg.nn.spaces import Euclidean, PoincareBall, Space
 
 
 class MLR(nn.Module):
@@ -39,6 +40,37 @@ class Linear(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         return self.linear(self.space.logmap0(points))
+
+
+class UnidirectionalMLR(nn.Module):
+    """The classifier of HNN++ and Poincaré ResNet: a `PoincareLinear` layer on log_0 of the points.
+
+    logits: `scores`: the signed distances v_k to the hyperplanes; `tangent`: log_0 of the layer's output, as PR's official
+        code takes them (bounded by artanh(1 − margin)/√c in norm).
+    init, inverted_lambda: see `PoincareLinear`; PR: `hnnpp`, its official code: `identity` and an inverted λ.
+    `forward`: points [..., in_features] → logits [..., num_classes].  Raises UserError in a space that is no ball.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        in_features: int,
+        num_classes: int,
+        logits: str = "scores",
+        init: str = "hnnpp",
+        inverted_lambda: bool = False,
+    ):
+        super().__init__()
+        if not isinstance(space, PoincareBall):
+            raise UserError("space", type(space).__name__, "head=hnnpp needs a Poincaré ball: space=poincare")
+        if logits not in {"scores", "tangent"}:
+            raise UserError("head.logits", logits, "must be scores or tangent")
+        self.space, self.logits = space, logits
+        self.linear = PoincareLinear(in_features, num_classes, space, init=init, inverted_lambda=inverted_lambda)
+
+    def forward(self, points: Tensor) -> Tensor:
+        tangents = self.space.logmap0(points)
+        return self.linear.scores(tangents) if self.logits == "scores" else self.linear(tangents)
 
 
 LOGITS = ("published", "distance", "squared_distance", "cosine")

@@ -82,7 +82,8 @@ def planes(z: Tensor, r: Tensor | None, c: Tensor | float) -> Planes:
         # linear in r from LARGEST_ANGLE on, so that no offset overflows
         shift = 2 * c**0.5 * r * sinhc((4 * c * r.square()).clamp(max=LARGEST_ANGLE**2))
         scale = scale * (1 + shift.square()).sqrt()
-    return Planes(z * scale.view(-1, *[1] * (z.dim() - 1)), shift, 2 * norm)
+    # contiguous: weights in channels last would bring the convolution's result there
+    return Planes((z * scale.view(-1, *[1] * (z.dim() - 1))).contiguous(), shift, 2 * norm)
 
 
 def sum_of_squares(x: Tensor, dim: int = CHANNELS) -> Tensor:

@@ -10,7 +10,8 @@ Everything is computed in float32 at least, under autocast too; the ball's c may
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -215,8 +216,7 @@ class PoincareConv2d(_OfTheBall):
             self.bias.zero_()
 
     def forward(self, tangents: Tensor) -> Tensor:
-        with torch.autocast(tangents.device.type, enabled=False):
-            return self.unscaled(fused(self.scaled(tangents), self))
+        return self.unscaled(fused(self.scaled(tangents), self))
 
     def extra_repr(self) -> str:
         sides = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -337,23 +337,24 @@ def fused(
     What the modules do one after another, without log₀ and exp₀ in between.  u: [N, C, H, W].  skip: the right summand,
     of the result's shape.  Returns scaled tangents.
     """
-    padded = (u.shape[2] + 2 * conv.padding[0], u.shape[3] + 2 * conv.padding[1]) if u.dim() == 4 else (0, 0)
     _check_images(u, conv.in_channels)
-    if padded[0] < conv.kernel_size[0] or padded[1] < conv.kernel_size[1]:
+    sides = [side + 2 * padding for side, padding in zip(u.shape[2:], conv.padding, strict=True)]
+    if sides[0] < conv.kernel_size[0] or sides[1] < conv.kernel_size[1]:
         raise UserError("tangents", tuple(u.shape), f"are smaller than the field {conv.kernel_size} of the convolution")
-    planes = lorentz.planes(conv.weight, conv.bias, conv.ball.curvature)
-    window = (planes, conv.stride, conv.padding, conv.limit, conv.inverted_lambda)
-    if norm is None or norm.by_batch:
-        made = lorentz.layer(u, *window, None if norm is None else norm.spec(), skip, relu)
-        if norm is not None:
-            assert made.mean is not None and made.variance is not None and made.newton is not None
-            norm.observe(made.mean, made.variance, made.newton)
-        return made.tangents
-    points = norm.of_points(lorentz.convolution(u, *window))
-    if skip is not None:
-        points = lorentz.mobius_sum(points, lorentz.points_of(skip, conv.limit))
-    tangents = lorentz.tangents_of(points)
-    return tangents.relu() if relu else tangents
+    with torch.autocast(u.device.type, enabled=False):
+        planes = lorentz.planes(conv.weight, conv.bias, conv.ball.curvature)
+        window = (planes, conv.stride, conv.padding, conv.limit, conv.inverted_lambda)
+        if norm is None or norm.by_batch:
+            made = lorentz.layer(u, *window, None if norm is None else norm.spec(), skip, relu)
+            if norm is not None:
+                assert made.mean is not None and made.variance is not None and made.newton is not None
+                norm.observe(made.mean, made.variance, made.newton)
+            return made.tangents
+        points = norm.of_points(lorentz.convolution(u, *window))
+        if skip is not None:
+            points = lorentz.mobius_sum(points, lorentz.points_of(skip, conv.limit))
+        tangents = lorentz.tangents_of(points)
+        return tangents.relu() if relu else tangents
 
 
 class MobiusResidual(_OfTheBall):
@@ -372,9 +373,11 @@ class MobiusResidual(_OfTheBall):
         if branch.shape != skip.shape or branch.dim() != 4:
             shapes = f"{tuple(branch.shape)} and {tuple(skip.shape)}"
             raise UserError("branch and skip", shapes, "must be one shape [N, C, H, W]")
-        with torch.autocast(branch.device.type, enabled=False):
-            summands = self.scaled(branch), self.scaled(skip)
-            return self.unscaled(lorentz.residual(*summands, self.limit, AXES[self.axis]))
+        return self.unscaled(self.of_scaled(self.scaled(branch), self.scaled(skip)))
+
+    def of_scaled(self, branch: Tensor, skip: Tensor) -> Tensor:
+        """The same of scaled tangents √c u."""
+        return lorentz.residual(branch, skip, self.limit, AXES[self.axis])
 
 
 class PoincareAvgPool2d(_OfTheBall):
@@ -405,3 +408,24 @@ class TangentReLU(nn.Module):
 
     def forward(self, tangents: Tensor) -> Tensor:
         return tangents.relu()
+
+
+@contextlib.contextmanager
+def norms_with(model: nn.Module, statistics: str) -> Iterator[None]:
+    """Let all Poincaré batch norms of a model take these statistics for a while."""
+    norms = [module for module in model.modules() if isinstance(module, PoincareBatchNorm2d)]
+    before = [norm.statistics for norm in norms]
+    for norm in norms:
+        norm.statistics = _choice("statistics", statistics, STATISTICS)
+    try:
+        yield
+    finally:
+        for norm, own in zip(norms, before, strict=True):
+            norm.statistics = own
+
+
+def freeze(model: nn.Module) -> None:
+    """Let the Poincaré batch norms of a model take their stored statistics for good, where there are any."""
+    for module in model.modules():
+        if isinstance(module, PoincareBatchNorm2d) and int(module.batches_seen):
+            module.statistics = "frozen"

@@ -21,6 +21,7 @@ from hypimg.training.metrics import added, averages
 from hypimg.training.parameters import parameter_groups
 from hypimg.training.preemption import StopRequest
 from hypimg.training.seeding import derive_seed, generator
+from hypimg.training.statistics import store_statistics
 
 # On a GPU, looking at the loss waits for the device; on a CPU it is free and done at every step.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
@@ -100,6 +101,8 @@ class Trainer:
         finally:
             if progress:
                 progress.close()
+        if loop.leads:
+            store_statistics(model, train, objective.batch_size, self.seed, checkpoints, self.select)
         return loop.best
 
 

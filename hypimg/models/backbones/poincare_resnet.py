@@ -1,14 +1,14 @@
-"""Poincaré ResNet: residual networks whose every layer works in the Poincaré ball, and the plain networks of Figure 2."""
+"""Poincaré ResNet, whose every layer works in the Poincaré ball, and the plain networks of its Figure 2."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from hypimg.errors import UserError
-from hypimg.nn import lorentz
-from hypimg.nn.poincare import AXES, MobiusResidual, PoincareAvgPool2d, PoincareBatchNorm2d, PoincareConv2d, fused
+from hypimg.nn.poincare import MobiusResidual, PoincareAvgPool2d, PoincareBatchNorm2d, PoincareConv2d, fused
 from hypimg.nn.spaces import PoincareBall
 
 
@@ -45,37 +45,39 @@ class PoincareResNet(nn.Module):
     ):
         super().__init__()
         blocks = blocks_of(depth, widths, image_shape)
-        conv = {"ball": ball, "init": init, "inverted_lambda": inverted_lambda}
-        norm = {"ball": ball, "mean": norm_mean, "statistics": statistics}
-        self.ball, self.relu = ball, relu
-        self.conv = PoincareConv2d(image_shape[0], widths[0], 3, padding=1, **conv)
-        self.norm = PoincareBatchNorm2d(widths[0], **norm)
-        self.blocks = nn.ModuleList(
-            _Block(width, channels, stride, relu, residual_axis, conv, norm) for width, channels, stride in blocks
-        )
+        conv = partial(PoincareConv2d, ball=ball, init=init, inverted_lambda=inverted_lambda)
+        norm = partial(PoincareBatchNorm2d, ball=ball, mean=norm_mean, statistics=statistics)
+        residual = MobiusResidual(ball, residual_axis)
+        self.relu = relu
+        self.conv, self.norm = conv(image_shape[0], widths[0], 3, padding=1), norm(widths[0])
+        self.blocks = nn.Sequential(*(_Block(*sizes, relu, conv, norm, residual) for sizes in blocks))
         self.pool = PoincareAvgPool2d(ball, mean=pooling)
         self.out_features = widths[-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        u = fused(self.conv.scaled(images), self.conv, self.norm, relu=self.relu)
-        for block in self.blocks:
-            u = block(u)
-        return self.pool(self.pool.unscaled(u)).flatten(1)
+        u = fused(self.conv.scaled(images.contiguous()), self.conv, self.norm, relu=self.relu)
+        return self.pool(self.pool.unscaled(self.blocks(u))).flatten(1)
 
 
 class _Block(nn.Module):
     """Takes and returns scaled tangents √c u."""
 
-    def __init__(self, width: int, channels: int, stride: int, relu: bool, residual_axis: str, conv: dict, norm: dict):
+    def __init__(
+        self,
+        width: int,
+        channels: int,
+        stride: int,
+        relu: bool,
+        conv: Callable[..., PoincareConv2d],
+        norm: Callable[..., PoincareBatchNorm2d],
+        residual: MobiusResidual,
+    ):
         super().__init__()
-        self.conv1 = PoincareConv2d(width, channels, 3, stride=stride, padding=1, **conv)
-        self.norm1 = PoincareBatchNorm2d(channels, **norm)
-        self.conv2 = PoincareConv2d(channels, channels, 3, padding=1, **conv)
-        self.norm2 = PoincareBatchNorm2d(channels, **norm)
+        self.conv1, self.norm1 = conv(width, channels, 3, stride=stride, padding=1), norm(channels)
+        self.conv2, self.norm2 = conv(channels, channels, 3, padding=1), norm(channels)
         same = stride == 1 and width == channels
-        self.shortcut = None if same else PoincareConv2d(width, channels, 1, stride=stride, **conv)
-        self.residual = MobiusResidual(conv["ball"], residual_axis)
-        self.relu = relu
+        self.shortcut = None if same else conv(width, channels, 1, stride=stride)
+        self.residual, self.relu = residual, relu
 
     def forward(self, u: Tensor) -> Tensor:
         skip = u if self.shortcut is None else fused(u, self.shortcut)
@@ -83,7 +85,7 @@ class _Block(nn.Module):
         if self.residual.axis == "channels":
             return fused(v, self.conv2, self.norm2, skip, self.relu)
         branch = fused(v, self.conv2, self.norm2)
-        v = lorentz.residual(branch, skip, self.residual.limit, AXES[self.residual.axis])
+        v = self.residual.of_scaled(branch, skip)
         return v.relu() if self.relu else v
 
 
@@ -105,13 +107,13 @@ def blocks_of(depth: int, widths: Sequence[int], image_shape: Sequence[int]) -> 
 
 
 class PoincareConvNet(nn.Module):
-    """Plain network of PR's Figure 2b, 2c: `layers` − 1 convolutions 3×3, each followed by ReLU, and the head.
+    """Plain network of PR's Figure 2b, 2c: convolutions 3×3, each followed by ReLU, and an average over all pixels.
 
     image_shape, ball, init, inverted_lambda, norm_mean, statistics: as in `PoincareResNet`.
-    layers: 5 or 7 in PR, with the head's linear layer.  widths: channels of the convolutions; the paper's are lost. Here
-        each convolution whose width is not that of the one before has stride 2, the first has not.
+    widths: channels of the convolutions, four or six in PR; its numbers are lost. A convolution whose width is not that of
+        the one before has stride 2, but for the first.
     norm: a batch norm after each convolution.
-    `forward`: images [N, C, H, W] → tangent vectors [N, widths[-1]], the average over all pixels.
+    `forward`: images [N, C, H, W] → tangent vectors at the origin [N, widths[-1]].
     """
 
     def __init__(
@@ -129,19 +131,26 @@ class PoincareConvNet(nn.Module):
         super().__init__()
         if not widths or min(widths) < 1:
             raise UserError("backbone.widths", list(widths), "must be whole numbers ≥ 1, one for each convolution")
-        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        before = image_shape[0]
+        layers, before = [], image_shape[0]
         for position, width in enumerate(widths):
             stride = 2 if position and width != before else 1
-            self.convs.append(PoincareConv2d(before, width, 3, ball, stride, 1, True, init, inverted_lambda))
-            if norm:
-                self.norms.append(PoincareBatchNorm2d(width, ball, norm_mean, statistics))
+            conv = PoincareConv2d(before, width, 3, ball, stride, 1, True, init, inverted_lambda)
+            layers.append(_Layer(conv, PoincareBatchNorm2d(width, ball, norm_mean, statistics) if norm else None))
             before = width
+        self.layers = nn.Sequential(*layers)
         self.pool = PoincareAvgPool2d(ball)
-        self.out_features = widths[-1]
+        self.out_features = before
 
     def forward(self, images: Tensor) -> Tensor:
-        u = self.pool.scaled(images)
-        for position, conv in enumerate(self.convs):
-            u = fused(u, conv, self.norms[position] if self.norms else None, relu=True)
-        return self.pool(self.pool.unscaled(u)).flatten(1)
+        return self.pool(self.pool.unscaled(self.layers(self.pool.scaled(images.contiguous())))).flatten(1)
+
+
+class _Layer(nn.Module):
+    """conv → [norm] → ReLU of scaled tangents."""
+
+    def __init__(self, conv: PoincareConv2d, norm: PoincareBatchNorm2d | None):
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, u: Tensor) -> Tensor:
+        return fused(u, self.conv, self.norm, relu=True)

@@ -1,0 +1,911 @@
+/* Layers of the Poincaré ball on a CPU: the formulas of lorentz.py, forward and backward, as loops over pixels.
+ *
+ * Compiled twice by _native.py, with SINGLE for float and without for double. Tensors are contiguous [N, K, H, W].
+ * A pass works on the images [first, last) of a Job, in blocks of pixels whose numbers stay in the cache: channels
+ * outside, pixels inside, so that every inner loop runs over contiguous numbers. What a pass adds up over pixels it
+ * writes per image, in double, so that no result depends on how many threads there are.
+ *
+ * Names: a = slope·P − level·shift, t = arsinh a, V = sinh(steepness · t) the point before its projection, W = cap · V
+ * the point, x = X₀ − 1 its excess, M and B the mean and the bias with excesses m and b, Z what the norm makes of W,
+ * Y the skip's point and Q = Z ⊕ Y. A name with a leading g is the gradient of the loss in that quantity.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef SINGLE
+typedef float real;
+#define SQRT sqrtf
+#define ABS fabsf
+#define SIGNED copysignf
+#define SERIES_BELOW 5e-2f
+#else
+typedef double real;
+#define SQRT sqrt
+#define ABS fabs
+#define SIGNED copysign
+#define SERIES_BELOW 1e-3
+#endif
+#define R(x) ((real)(x))
+
+#define EACH _Pragma("omp simd")
+#define EACH_SUM(s) _Pragma(#s)
+
+#define LARGEST_BLOCK 256
+#define LARGEST_ANGLE R(30)
+#define SINGULAR R(1e-12)
+
+/* What is kept of a pixel between passes: rows of Job.pixel. */
+enum { CAP, SLOPE, LEVEL, SLOPE_BY, LEVEL_BY, TIME, PULL, GAP, PIXEL };
+
+typedef struct {
+    int64_t channels, pixels, block, blocks; /* K, H′W′, pixels in a block, blocks of an image */
+    int64_t inverted, relu, frechet;
+    double limit;                     /* of tangents; of points it is sinh(2 limit) */
+    double m, b, f, gain, c;          /* excesses of mean and bias, their gap, γ/(variance + eps) */
+    double g_distance2, g_time;       /* backward: of each d² and of each excess, through the variance and the mean */
+    double old_m, pull_mean;          /* Fréchet: excess of the mean before the last step, ⟨pull, that mean⟩ */
+    const real *products, *field;     /* P [N, K, H′, W′] and s² [N, 1, H′, W′] */
+    const real *shift, *steepness;    /* [K] */
+    const real *skip, *tangents, *grad; /* [N, K, H′, W′] or null */
+    const real *mean, *bias, *g_mean; /* [K]; g_mean: of each point, through the mean */
+    const real *old_mean, *pull;      /* [K]: Fréchet: the mean before the last step, H⁻¹ gradient */
+    real *out, *g_products, *g_field, *g_skip;
+    real *points, *angles, *grads;    /* scratch [N, blocks, K, block] */
+    real *pixel;                      /* scratch [N, blocks, PIXEL, block] */
+    double *sums;                     /* [N, as many as the pass adds up] */
+} Job;
+
+/* ---- functions of one number --------------------------------------------------------------------------------- */
+
+#ifdef SINGLE
+/* exp(x) − 1, 0 ≤ x ≤ 87; polynomials: Cephes expf, logf. */
+static inline float expm1_(float x)
+{
+    const float shifted = x * 1.44269504f + 12582912.f, n = shifted - 12582912.f;
+    int32_t bits;
+    memcpy(&bits, &shifted, 4);
+    bits = (int32_t)((uint32_t)bits << 23) + 0x3F800000;
+    float power;
+    memcpy(&power, &bits, 4);
+    const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r;
+    return power * p + (power - 1.f);
+}
+
+/* log(1 + y), y ≥ 0. */
+static inline float log1p_(float y)
+{
+    const float u = 1.f + y;
+    int32_t bits;
+    memcpy(&bits, &u, 4);
+    const int32_t e = (bits - 0x3F3504F3) >> 23; /* u = 2ᵉ (1 + f), f from √½ − 1 to √2 − 1 */
+    bits = (127 - e) * (1 << 23);
+    float scale;
+    memcpy(&scale, &bits, 4);
+    const float f = y * scale + (scale - 1.f), z = f * f, n = (float)e;
+    float p = 7.0376836292e-2f;
+    p = p * f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    p = p * f * z - 2.12194440e-4f * n - 0.5f * z;
+    return 0.693359375f * n + (f + p);
+}
+#else
+static inline double expm1_(double x) { return expm1(x); }
+static inline double log1p_(double y) { return log1p(y); }
+#endif
+
+static inline real arsinh_(real z)
+{
+    const real y = ABS(z), square = y * y;
+    return SIGNED(log1p_(y + square / (1 + SQRT(1 + square))), z);
+}
+
+static inline real sinh_(real v) /* |v| ≤ LARGEST_ANGLE */
+{
+    const real e = expm1_(ABS(v));
+    return SIGNED(R(0.5) * (e + e / (1 + e)), v);
+}
+
+/* sinh(√t)/√t. */
+static inline real sinhc(real t)
+{
+    const real far = t < SERIES_BELOW ? SERIES_BELOW : t, root = SQRT(far), e = expm1_(root);
+    const real near = 1 + t * (R(1. / 6) + t * (R(1. / 120) + t * (R(1. / 5040) + t * R(1. / 362880))));
+    return t < SERIES_BELOW ? near : R(0.5) * (e + e / (1 + e)) / root;
+}
+
+/* Its derivative, of t, sinhc(t) and cosh √t. */
+static inline real sinhc_by(real t, real value, real cosh)
+{
+    const real far = t < SERIES_BELOW ? SERIES_BELOW : t;
+    const real near =
+        R(1. / 6) + t * (R(1. / 60) + t * (R(1. / 1680) + t * (R(1. / 90720) + t * R(1. / 7983360))));
+    return t < SERIES_BELOW ? near : (cosh - value) / (2 * far);
+}
+
+/* arsinh(√t)/√t. */
+static inline real asinhc(real t)
+{
+    const real far = t < SERIES_BELOW ? SERIES_BELOW : t, root = SQRT(far);
+    const real near = 1 + t * (R(-1. / 6) + t * (R(3. / 40) + t * (R(-15. / 336) + t * R(105. / 3456))));
+    return t < SERIES_BELOW ? near : log1p_(root + far / (1 + SQRT(1 + far))) / root;
+}
+
+static inline real asinhc_by(real t, real value)
+{
+    const real far = t < SERIES_BELOW ? SERIES_BELOW : t;
+    const real near =
+        R(-1. / 6) + t * (R(3. / 20) + t * (R(-15. / 112) + t * (R(35. / 288) - t * R(315. / 2816))));
+    return t < SERIES_BELOW ? near : (1 / SQRT(1 + far) - value) / (2 * far);
+}
+
+/* tanh(√t)/√t, t ≤ (limit of tangents)². */
+static inline real tanhc(real t)
+{
+    const real far = t < SERIES_BELOW ? SERIES_BELOW : t, root = SQRT(far), e = expm1_(2 * root);
+    const real near = 1 + t * (R(-1. / 3) + t * (R(2. / 15) + t * (R(-17. / 315) + t * R(62. / 2835))));
+    return t < SERIES_BELOW ? near : e / ((e + 2) * root);
+}
+
+static inline real tanhc_by(real t, real value)
+{
+    const real far = t < SERIES_BELOW ? SERIES_BELOW : t;
+    const real near =
+        R(-1. / 3) + t * (R(4. / 15) + t * (R(-17. / 105) + t * (R(248. / 2835) - t * R(1382. / 31185))));
+    return t < SERIES_BELOW ? near : (1 - far * value * value - value) / (2 * far);
+}
+
+static inline real excess(real square) { return square / (1 + SQRT(1 + square)); }
+
+/* What brings a vector of this ‖·‖² to at most `limit`. */
+static inline real shortened(real square, real limit)
+{
+    const int beyond = square > limit * limit;
+    return beyond ? limit / SQRT(beyond ? square : 1) : 1;
+}
+
+/* exp₀ of a tangent of this ‖·‖²: factor and its derivative; time = cosh 2s′. */
+static inline void lift(real square, real limit, real *factor, real *by, real *time)
+{
+    const real most = limit * limit, cut = 4 * (square > most ? most : square), value = sinhc(cut);
+    const real cosh = SQRT(1 + cut * value * value);
+    *factor = 2 * value * shortened(square, limit);
+    *time = cosh;
+    *by = square > most ? R(-0.5) * *factor / square : 8 * sinhc_by(cut, value, cosh);
+}
+
+/* The official code's slope and level (see lorentz.scores) and their derivatives in s². */
+static inline void inverted_lift(real square, real limit, real *slope, real *slope_by, real *level, real *level_by)
+{
+    const real most = limit * limit, cut = square > most ? most : square;
+    const real tanh = tanhc(cut), tanh_by = tanhc_by(cut, tanh), lam = 2 * (1 - cut * tanh * tanh);
+    const real lam_by = -2 * tanh * (tanh + 2 * cut * tanh_by);
+    *slope = lam * tanh * shortened(square, limit);
+    *level = lam - 1;
+    *slope_by = square > most ? R(-0.5) * *slope / square : lam_by * tanh + lam * tanh_by;
+    *level_by = square > most ? 0 : lam_by;
+}
+
+/* ---- blocks --------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t image, start, index; /* index: of the block among all of them */
+    int size;
+} Block;
+
+static inline Block block_of(const Job *j, int64_t n, int64_t k)
+{
+    const int64_t start = k * j->block, left = j->pixels - start;
+    return (Block){n, start, n * j->blocks + k, (int)(left < j->block ? left : j->block)};
+}
+
+/* Where channel 0 of a block begins in a tensor [N, K, H′, W′], channels lying j->pixels apart. */
+static inline int64_t place(const Job *j, const Block *at) { return at->image * j->channels * j->pixels + at->start; }
+static inline int64_t scratch(const Job *j, const Block *at) { return at->index * j->channels * j->block; }
+static inline real *pixels(const Job *j, const Block *at) { return j->pixel + at->index * PIXEL * j->block; }
+
+typedef real Row[LARGEST_BLOCK] __attribute__((aligned(64)));
+
+/* Slope and level of a block's pixels and, in rows of `kept`, all four. */
+static void slopes(const Job *j, const Block *at, real *restrict slope, real *restrict level,
+                   real *restrict slope_by, real *restrict level_by)
+{
+    const real *restrict square = j->field + at->image * j->pixels + at->start;
+    const real limit = (real)j->limit, most = limit * limit;
+    if (j->inverted) {
+        EACH for (int i = 0; i < at->size; i++)
+            inverted_lift(square[i], limit, slope + i, slope_by + i, level + i, level_by + i);
+    } else {
+        EACH for (int i = 0; i < at->size; i++) {
+            lift(square[i], limit, slope + i, slope_by + i, level + i);
+            level_by[i] = square[i] > most ? 0 : slope[i];
+        }
+    }
+}
+
+/* V of a block into v [K, block] and, unless null, t; cap [block] of its pixels, and their ‖V‖². 1 if one is capped. */
+static int unprojected(const Job *j, const Block *at, const real *restrict slope, const real *restrict level,
+                       real *restrict v, real *restrict t, real *restrict cap, real *restrict square)
+{
+    const int size = at->size;
+    EACH for (int i = 0; i < size; i++) square[i] = 0;
+    for (int64_t k = 0; k < j->channels; k++) {
+        const real *restrict p = j->products + place(j, at) + k * j->pixels;
+        real *restrict vk = v + k * j->block, *restrict tk = t ? t + k * j->block : cap;
+        const real shift = j->shift[k], steepness = j->steepness[k];
+        EACH for (int i = 0; i < size; i++) {
+            const real angle = arsinh_(slope[i] * p[i] - level[i] * shift), score = steepness * angle;
+            const real low = score < -LARGEST_ANGLE ? -LARGEST_ANGLE : score;
+            const real w = sinh_(low > LARGEST_ANGLE ? LARGEST_ANGLE : low);
+            tk[i] = angle;
+            vk[i] = w;
+            square[i] += w * w;
+        }
+    }
+    const real limit = (real)sinh(2 * j->limit);
+    int capped = 0;
+    EACH_SUM(omp simd reduction(| : capped)) for (int i = 0; i < size; i++) {
+        cap[i] = shortened(square[i], limit);
+        capped |= square[i] > limit * limit;
+    }
+    return capped;
+}
+
+static inline real total(const real *restrict x, int size)
+{
+    real sum = 0;
+    EACH_SUM(omp simd reduction(+ : sum)) for (int i = 0; i < size; i++) sum += x[i];
+    return sum;
+}
+
+/* From Z before its projection [K, block] (overwritten by Q) to the tangents: projection, ⊕ skip, log₀, ReLU. */
+static void finish(const Job *j, const Block *at, real *restrict z, const real *restrict square)
+{
+    const int size = at->size;
+    const int64_t stride = j->block, from = place(j, at);
+    const real limit = (real)j->limit, point_limit = (real)sinh(2 * j->limit);
+    Row cap, factor, q;
+    EACH for (int i = 0; i < size; i++) cap[i] = shortened(square[i], point_limit);
+    if (j->skip) {
+        Row vv, zv;
+        EACH for (int i = 0; i < size; i++) vv[i] = zv[i] = q[i] = 0;
+        for (int64_t k = 0; k < j->channels; k++) {
+            const real *restrict v = j->skip + from + k * j->pixels, *restrict zk = z + k * stride;
+            EACH for (int i = 0; i < size; i++) {
+                vv[i] += v[i] * v[i];
+                zv[i] += v[i] * zk[i];
+            }
+        }
+        EACH for (int i = 0; i < size; i++) {
+            real by, time;
+            lift(vv[i], limit, factor + i, &by, &time);
+            const real z_time = SQRT(1 + cap[i] * cap[i] * square[i]);
+            cap[i] *= time + cap[i] * factor[i] * zv[i] / (1 + z_time);
+        }
+        for (int64_t k = 0; k < j->channels; k++) {
+            const real *restrict v = j->skip + from + k * j->pixels;
+            real *restrict zk = z + k * stride;
+            EACH for (int i = 0; i < size; i++) {
+                const real sum = factor[i] * v[i] + cap[i] * zk[i];
+                zk[i] = sum;
+                q[i] += sum * sum;
+            }
+        }
+        EACH for (int i = 0; i < size; i++) cap[i] = R(0.5) * asinhc(q[i]);
+    } else {
+        EACH for (int i = 0; i < size; i++) cap[i] *= R(0.5) * asinhc(cap[i] * cap[i] * square[i]);
+    }
+    for (int64_t k = 0; k < j->channels; k++) {
+        const real *restrict zk = z + k * stride;
+        real *restrict out = j->out + from + k * j->pixels;
+        if (j->relu) {
+            EACH for (int i = 0; i < size; i++) {
+                const real tangent = cap[i] * zk[i];
+                out[i] = tangent < 0 ? 0 : tangent;
+            }
+        } else {
+            EACH for (int i = 0; i < size; i++) out[i] = cap[i] * zk[i];
+        }
+    }
+}
+
+/* The gradient in Z before its projection, into g [K, block], of the gradient in the tangents; g_skip is written. */
+static void finish_backward(const Job *j, const Block *at, const real *restrict z, const real *restrict square,
+                            real *restrict g)
+{
+    const int size = at->size;
+    const int64_t stride = j->block, from = place(j, at);
+    const real limit = (real)j->limit, point_limit = (real)sinh(2 * j->limit), most = point_limit * point_limit;
+    Row cap, gz, vv, zv, gv, to_g, to_v, to_z, v_by_g, v_by_v, v_by_z;
+    EACH for (int i = 0; i < size; i++) {
+        cap[i] = shortened(square[i], point_limit);
+        gz[i] = vv[i] = zv[i] = gv[i] = 0;
+    }
+    for (int64_t k = 0; k < j->channels; k++) {
+        const real *restrict grad = j->grad + from + k * j->pixels, *restrict zk = z + k * stride;
+        real *restrict gk = g + k * stride;
+        if (j->relu) {
+            const real *restrict out = j->tangents + from + k * j->pixels;
+            EACH for (int i = 0; i < size; i++) gk[i] = out[i] <= 0 ? 0 : grad[i];
+        } else {
+            EACH for (int i = 0; i < size; i++) gk[i] = grad[i];
+        }
+        EACH for (int i = 0; i < size; i++) gz[i] += gk[i] * zk[i];
+        if (j->skip) {
+            const real *restrict v = j->skip + from + k * j->pixels;
+            EACH for (int i = 0; i < size; i++) {
+                vv[i] += v[i] * v[i];
+                zv[i] += v[i] * zk[i];
+                gv[i] += v[i] * gk[i];
+            }
+        }
+    }
+    if (!j->skip) {
+        EACH for (int i = 0; i < size; i++) {
+            const real zz = cap[i] * cap[i] * square[i], log = asinhc(zz), log_by = asinhc_by(zz, log);
+            /* τ = log/2, of ‖Q‖² = zz: gQ = τ g + 2 τ′ ⟨g, Q⟩ Q */
+            const real g_z = R(0.5) * log, z_z = log_by * cap[i] * cap[i] * gz[i];
+            const real along = (g_z * gz[i] + z_z * square[i]) / (square[i] > most ? square[i] : 1);
+            to_g[i] = cap[i] * g_z;
+            to_z[i] = cap[i] * (z_z - (square[i] > most ? along : 0));
+        }
+        for (int64_t k = 0; k < j->channels; k++) {
+            const real *restrict zk = z + k * stride;
+            real *restrict gk = g + k * stride;
+            EACH for (int i = 0; i < size; i++) gk[i] = to_g[i] * gk[i] + to_z[i] * zk[i];
+        }
+        return;
+    }
+    Row factor, factor_by, time, tilt, qq;
+    EACH for (int i = 0; i < size; i++) {
+        lift(vv[i], limit, factor + i, factor_by + i, time + i);
+        const real z_time = SQRT(1 + cap[i] * cap[i] * square[i]);
+        tilt[i] = time[i] + cap[i] * factor[i] * zv[i] / (1 + z_time); /* Q = Y + tilt Z */
+        qq[i] = 0;
+    }
+    for (int64_t k = 0; k < j->channels; k++) {
+        const real *restrict v = j->skip + from + k * j->pixels, *restrict zk = z + k * stride;
+        EACH for (int i = 0; i < size; i++) {
+            const real sum = factor[i] * v[i] + tilt[i] * cap[i] * zk[i];
+            qq[i] += sum * sum;
+        }
+    }
+    EACH for (int i = 0; i < size; i++) {
+        const real lifted = factor[i], r = tilt[i] * cap[i], log = asinhc(qq[i]), tau = R(0.5) * log;
+        const real z_time = SQRT(1 + cap[i] * cap[i] * square[i]), by_time = 1 / (1 + z_time);
+        const real to_q = asinhc_by(qq[i], log) * (lifted * gv[i] + r * gz[i]); /* gQ = τ g + to_q Q */
+        const real g_tilt = cap[i] * (tau * gz[i] + to_q * (lifted * zv[i] + r * square[i]));
+        const real g_zy = g_tilt * by_time, g_time = -g_zy * by_time * cap[i] * lifted * zv[i];
+        /* gZ = g_g g + g_v V + g_z Z, with Z before the projection */
+        const real g_g = tilt[i] * tau, g_v = lifted * (tilt[i] * to_q + g_zy);
+        const real g_z = cap[i] * (tilt[i] * tilt[i] * to_q + g_time / z_time);
+        const int capped = square[i] > most;
+        const real along = (g_g * gz[i] + g_v * zv[i] + g_z * square[i]) / (capped ? square[i] : 1);
+        to_g[i] = cap[i] * g_g;
+        to_v[i] = cap[i] * g_v;
+        to_z[i] = cap[i] * (g_z - (capped ? along : 0));
+        /* gY = τ g + y_v V + y_z Z, and V enters Y through its length too */
+        const real y_v = lifted * (to_q + g_tilt / time[i]), y_z = to_q * r + g_zy * cap[i];
+        const real length = 2 * factor_by[i] * (tau * gv[i] + y_v * vv[i] + y_z * zv[i]);
+        v_by_g[i] = lifted * tau;
+        v_by_v[i] = lifted * y_v + length;
+        v_by_z[i] = lifted * y_z;
+    }
+    for (int64_t k = 0; k < j->channels; k++) {
+        const real *restrict v = j->skip + from + k * j->pixels, *restrict zk = z + k * stride;
+        real *restrict gk = g + k * stride, *restrict out = j->g_skip + from + k * j->pixels;
+        EACH for (int i = 0; i < size; i++) {
+            const real gi = gk[i], vi = v[i], zi = zk[i];
+            out[i] = v_by_g[i] * gi + v_by_v[i] * vi + v_by_z[i] * zi;
+            gk[i] = to_g[i] * gi + to_v[i] * vi + to_z[i] * zi;
+        }
+    }
+}
+
+/* From the gradient in V (g [K, block]) to those in P, s², shift and steepness; sums [2K]. */
+static void unprojected_backward(const Job *j, const Block *at, const real *restrict v, const real *restrict t,
+                                 const real *restrict g, double *restrict sums)
+{
+    const int size = at->size;
+    const int64_t stride = j->block;
+    const real *restrict kept = pixels(j, at);
+    const real *restrict slope = kept + SLOPE * stride, *restrict level = kept + LEVEL * stride;
+    const real *restrict slope_by = kept + SLOPE_BY * stride, *restrict level_by = kept + LEVEL_BY * stride;
+    Row g_slope, g_level;
+    EACH for (int i = 0; i < size; i++) g_slope[i] = g_level[i] = 0;
+    for (int64_t k = 0; k < j->channels; k++) {
+        const int64_t to = place(j, at) + k * j->pixels;
+        const real *restrict p = j->products + to, *restrict vk = v + k * stride, *restrict tk = t + k * stride;
+        const real *restrict gk = g + k * stride;
+        real *restrict out = j->g_products + to;
+        const real shift = j->shift[k], steepness = j->steepness[k];
+        real g_shift = 0, g_steepness = 0;
+        EACH_SUM(omp simd reduction(+ : g_shift, g_steepness)) for (int i = 0; i < size; i++) {
+            const real a = slope[i] * p[i] - level[i] * shift;
+            const real inside = ABS(steepness * tk[i]) > LARGEST_ANGLE ? 0 : gk[i];
+            const real cosh = SQRT(1 + vk[i] * vk[i]), ga = inside * steepness * cosh / SQRT(1 + a * a);
+            g_steepness += inside * cosh * tk[i];
+            g_shift -= level[i] * ga;
+            g_slope[i] += ga * p[i];
+            g_level[i] -= ga * shift;
+            out[i] = slope[i] * ga;
+        }
+        sums[k] += (double)g_shift;
+        sums[j->channels + k] += (double)g_steepness;
+    }
+    real *restrict out = j->g_field + at->image * j->pixels + at->start;
+    EACH for (int i = 0; i < size; i++) out[i] = g_slope[i] * slope_by[i] + g_level[i] * level_by[i];
+}
+
+/* ---- passes without a norm ------------------------------------------------------------------------------------ */
+
+void forward(const Job *j, int64_t first, int64_t last)
+{
+    Row slope, level, slope_by, level_by, cap, square;
+    for (int64_t n = first; n < last; n++)
+        for (int64_t k = 0; k < j->blocks; k++) {
+            const Block at = block_of(j, n, k);
+            real *points = j->points + scratch(j, &at);
+            slopes(j, &at, slope, level, slope_by, level_by);
+            unprojected(j, &at, slope, level, points, 0, cap, square);
+            finish(j, &at, points, square);
+        }
+}
+
+/* sums: shift [K], steepness [K]. */
+void backward(const Job *j, int64_t first, int64_t last)
+{
+    Row cap, square;
+    for (int64_t n = first; n < last; n++) {
+        double *sums = j->sums + n * 2 * j->channels;
+        memset(sums, 0, (size_t)(2 * j->channels) * sizeof(double));
+        for (int64_t k = 0; k < j->blocks; k++) {
+            const Block at = block_of(j, n, k);
+            const int64_t from = scratch(j, &at), row = j->block;
+            real *kept = pixels(j, &at);
+            slopes(j, &at, kept + SLOPE * row, kept + LEVEL * row, kept + SLOPE_BY * row, kept + LEVEL_BY * row);
+            unprojected(j, &at, kept + SLOPE * row, kept + LEVEL * row, j->points + from, j->angles + from, cap,
+                        square);
+            finish_backward(j, &at, j->points + from, square, j->grads + from);
+            unprojected_backward(j, &at, j->points + from, j->angles + from, j->grads + from, sums);
+        }
+    }
+}
+
+/* ---- passes with a norm --------------------------------------------------------------------------------------- */
+
+/* W → points. sums: W [K], x. */
+void forward_points(const Job *j, int64_t first, int64_t last)
+{
+    Row slope, level, slope_by, level_by, cap, square;
+    for (int64_t n = first; n < last; n++) {
+        double *sums = j->sums + n * (j->channels + 1);
+        memset(sums, 0, (size_t)(j->channels + 1) * sizeof(double));
+        for (int64_t k = 0; k < j->blocks; k++) {
+            const Block at = block_of(j, n, k);
+            real *restrict points = j->points + scratch(j, &at);
+            slopes(j, &at, slope, level, slope_by, level_by);
+            const int capped = unprojected(j, &at, slope, level, points, 0, cap, square);
+            for (int64_t c = 0; c < j->channels; c++) {
+                real *restrict row = points + c * j->block;
+                if (capped) {
+                    EACH for (int i = 0; i < at.size; i++) row[i] *= cap[i];
+                }
+                sums[c] += (double)total(row, at.size);
+            }
+            EACH for (int i = 0; i < at.size; i++) square[i] = excess(cap[i] * cap[i] * square[i]);
+            sums[j->channels] += (double)total(square, at.size);
+        }
+    }
+}
+
+/* Inner products of a block's vectors [K, block]: with themselves and with one or two vectors [K]. */
+static void products_with(const Job *j, const Block *at, const real *restrict w, const real *restrict y,
+                          const real *restrict z, real *restrict ww, real *restrict wy, real *restrict wz)
+{
+    EACH for (int i = 0; i < at->size; i++) ww[i] = wy[i] = wz[i] = 0;
+    for (int64_t k = 0; k < j->channels; k++) {
+        const real *restrict wk = w + k * j->block;
+        const real yk = y[k], zk = z[k];
+        EACH for (int i = 0; i < at->size; i++) {
+            ww[i] += wk[i] * wk[i];
+            wy[i] += wk[i] * yk;
+            wz[i] += wk[i] * zk;
+        }
+    }
+}
+
+/* One Newton step's sums at j->mean: force [K], d coth d, Σ radial · seen seenᵀ [K, K]. */
+int newton(const Job *j, int64_t first, int64_t last)
+{
+    const int64_t channels = j->channels, count = channels + 1 + channels * channels;
+    const real m = (real)j->m;
+    real *seen = aligned_alloc(64, (size_t)(channels * j->block) * sizeof(real));
+    if (!seen) return 1;
+    Row square, product, unused, pull, along, radial, weighted;
+    for (int64_t n = first; n < last; n++) {
+        double *sums = j->sums + n * count, *hessian = sums + channels + 1;
+        memset(sums, 0, (size_t)count * sizeof(double));
+        for (int64_t k = 0; k < j->blocks; k++) {
+            const Block at = block_of(j, n, k);
+            const real *points = j->points + scratch(j, &at);
+            products_with(j, &at, points, j->mean, j->mean, square, product, unused);
+            EACH for (int i = 0; i < at.size; i++) {
+                const real x = excess(square[i]), gap = x + m + x * m - product[i], g = gap < 0 ? 0 : gap;
+                const real sinh2 = g * (2 + g);
+                pull[i] = asinhc(sinh2);
+                along[i] = pull[i] * (1 + g);
+                const real far = sinh2 < SINGULAR ? SINGULAR : sinh2;
+                radial[i] = sinh2 > SINGULAR ? (1 - along[i]) / far : R(-1. / 3);
+                product[i] = (2 + x + g) / (2 + m);
+            }
+            sums[channels] += (double)total(along, at.size);
+            for (int64_t c = 0; c < channels; c++) {
+                const real *restrict w = points + c * j->block, mean = j->mean[c];
+                real *restrict s = seen + c * j->block, force = 0;
+                EACH_SUM(omp simd reduction(+ : force)) for (int i = 0; i < at.size; i++) {
+                    s[i] = w[i] - mean * product[i];
+                    force += pull[i] * s[i];
+                }
+                sums[c] += (double)force;
+            }
+            for (int64_t c = 0; c < channels; c++) {
+                const real *restrict s = seen + c * j->block;
+                EACH for (int i = 0; i < at.size; i++) weighted[i] = radial[i] * s[i];
+                for (int64_t d = 0; d <= c; d++) {
+                    const real *restrict other = seen + d * j->block;
+                    real sum = 0;
+                    EACH_SUM(omp simd reduction(+ : sum)) for (int i = 0; i < at.size; i++)
+                        sum += weighted[i] * other[i];
+                    hessian[c * channels + d] += (double)sum;
+                }
+            }
+        }
+        for (int64_t c = 0; c < channels; c++)
+            for (int64_t d = 0; d < c; d++) hessian[d * channels + c] = hessian[c * channels + d];
+    }
+    free(seen);
+    return 0;
+}
+
+/* sums: d². */
+void forward_spread(const Job *j, int64_t first, int64_t last)
+{
+    const real m = (real)j->m, b = (real)j->b;
+    Row square, with_mean, with_bias, distance2;
+    for (int64_t n = first; n < last; n++) {
+        double sum = 0;
+        for (int64_t k = 0; k < j->blocks; k++) {
+            const Block at = block_of(j, n, k);
+            real *restrict gap = pixels(j, &at) + GAP * j->block, *restrict pull = pixels(j, &at) + PULL * j->block;
+            real *restrict other = pixels(j, &at) + TIME * j->block;
+            products_with(j, &at, j->points + scratch(j, &at), j->mean, j->bias, square, with_mean, with_bias);
+            EACH for (int i = 0; i < at.size; i++) {
+                const real x = excess(square[i]), e = x + m + x * m - with_mean[i], h = x + b + x * b - with_bias[i];
+                const real g = e < 0 ? 0 : e, sinh2 = g * (2 + g), ratio = asinhc(sinh2);
+                gap[i] = g;
+                other[i] = h < 0 ? 0 : h;
+                pull[i] = ratio;
+                distance2[i] = sinh2 * ratio * ratio;
+            }
+            sum += (double)total(distance2, at.size);
+        }
+        j->sums[n] = sum;
+    }
+}
+
+/* Points → tangents; the points are overwritten. */
+void forward_moved(const Job *j, int64_t first, int64_t last)
+{
+    const real f = (real)j->f, gain = (real)j->gain, root = SQRT(gain);
+    Row stretch, to_mean, to_bias, square;
+    for (int64_t n = first; n < last; n++)
+        for (int64_t k = 0; k < j->blocks; k++) {
+            const Block at = block_of(j, n, k);
+            const real *restrict kept = pixels(j, &at), *restrict gap = kept + GAP * j->block;
+            const real *restrict pull = kept + PULL * j->block, *restrict other = kept + TIME * j->block;
+            real *restrict points = j->points + scratch(j, &at);
+            EACH for (int i = 0; i < at.size; i++) {
+                const real e = gap[i], h = other[i], ratio = pull[i], d2 = gain * (e * (2 + e) * ratio * ratio);
+                const real scaled = d2 > LARGEST_ANGLE * LARGEST_ANGLE ? LARGEST_ANGLE * LARGEST_ANGLE : d2;
+                const real shrink = sinhc(scaled), s = root * shrink * ratio, by_f = s / (2 + f);
+                stretch[i] = s;
+                to_mean[i] = -by_f * (2 + e + h);
+                to_bias[i] = by_f * (e + f + e * f - h) + SQRT(1 + scaled * shrink * shrink);
+                square[i] = 0;
+            }
+            for (int64_t c = 0; c < j->channels; c++) {
+                real *restrict row = points + c * j->block;
+                const real mean = j->mean[c], bias = j->bias[c];
+                EACH for (int i = 0; i < at.size; i++) {
+                    const real z = stretch[i] * row[i] + to_mean[i] * mean + to_bias[i] * bias;
+                    row[i] = z;
+                    square[i] += z * z;
+                }
+            }
+            finish(j, &at, points, square);
+        }
+}
+
+/* Up to all that is known without sums over the batch: grads hold the gradient in W but for what comes through variance
+ * and mean. sums: M [K], d²/2 by M [K], B [K], then gain, f, m, d²/2 by m, b: with 1 + x for W. */
+int backward_moved(const Job *j, int64_t first, int64_t last)
+{
+    const int64_t channels = j->channels, count = 3 * channels + 5;
+    const real m = (real)j->m, b = (real)j->b, f = (real)j->f, gain = (real)j->gain, root = SQRT(gain);
+    real *z = aligned_alloc(64, (size_t)(channels * j->block) * sizeof(real));
+    if (!z) return 1;
+    Row square, with_mean, with_bias, e, h, shrink_by, cosh, shrink, stretch, to_mean, to_bias, z2, gw, gm, gb, ge, gh, cw;
+    Row g_gain, g_f;
+    for (int64_t n = first; n < last; n++) {
+        double *sums = j->sums + n * count, *scalars = sums + 3 * channels;
+        memset(sums, 0, (size_t)count * sizeof(double));
+        for (int64_t k = 0; k < j->blocks; k++) {
+            const Block at = block_of(j, n, k);
+            const int64_t from = scratch(j, &at), row = j->block;
+            const int size = at.size;
+            real *restrict kept = pixels(j, &at), *restrict cap = kept + CAP * row, *restrict time = kept + TIME * row;
+            real *restrict pull = kept + PULL * row;
+            real *restrict v = j->points + from, *restrict g = j->grads + from;
+            slopes(j, &at, kept + SLOPE * row, kept + LEVEL * row, kept + SLOPE_BY * row, kept + LEVEL_BY * row);
+            unprojected(j, &at, kept + SLOPE * row, kept + LEVEL * row, v, j->angles + from, cap, square);
+            products_with(j, &at, v, j->mean, j->bias, square, with_mean, with_bias);
+            EACH for (int i = 0; i < size; i++) {
+                const real x = excess(cap[i] * cap[i] * square[i]);
+                time[i] = 1 + x;
+                e[i] = x + m + x * m - cap[i] * with_mean[i];
+                h[i] = x + b + x * b - cap[i] * with_bias[i];
+                const real gap = e[i] < 0 ? 0 : e[i], other = h[i] < 0 ? 0 : h[i];
+                const real sinh2 = gap * (2 + gap), ratio = asinhc(sinh2), d2 = gain * (sinh2 * ratio * ratio);
+                const real scaled = d2 > LARGEST_ANGLE * LARGEST_ANGLE ? LARGEST_ANGLE * LARGEST_ANGLE : d2;
+                pull[i] = ratio;
+                shrink[i] = sinhc(scaled);
+                cosh[i] = SQRT(1 + scaled * shrink[i] * shrink[i]);
+                shrink_by[i] = sinhc_by(scaled, shrink[i], cosh[i]);
+                stretch[i] = root * shrink[i] * ratio;
+                const real by_f = stretch[i] / (2 + f);
+                to_mean[i] = -by_f * (2 + gap + other);
+                to_bias[i] = by_f * (gap + f + gap * f - other) + cosh[i];
+                z2[i] = gw[i] = gm[i] = gb[i] = 0;
+            }
+            for (int64_t c = 0; c < channels; c++) {
+                const real *restrict vc = v + c * row, mean = j->mean[c], bias = j->bias[c];
+                real *restrict zc = z + c * row;
+                EACH for (int i = 0; i < size; i++) {
+                    zc[i] = stretch[i] * cap[i] * vc[i] + to_mean[i] * mean + to_bias[i] * bias;
+                    z2[i] += zc[i] * zc[i];
+                }
+            }
+            finish_backward(j, &at, z, z2, g);
+            for (int64_t c = 0; c < channels; c++) {
+                const real *restrict vc = v + c * row, *restrict gc = g + c * row, mean = j->mean[c], bias = j->bias[c];
+                EACH for (int i = 0; i < size; i++) {
+                    gw[i] += gc[i] * vc[i];
+                    gm[i] += gc[i] * mean;
+                    gb[i] += gc[i] * bias;
+                }
+            }
+            EACH for (int i = 0; i < size; i++) {
+                const real gap = e[i] < 0 ? 0 : e[i], other = h[i] < 0 ? 0 : h[i], ratio = pull[i], s = stretch[i];
+                const real sinh2 = gap * (2 + gap), d2 = sinh2 * ratio * ratio;
+                const real by_f = 1 / (2 + f), near = 2 + gap + other;
+                const real g_stretch =
+                    cap[i] * gw[i] - gm[i] * near * by_f + gb[i] * (gap + f + gap * f - other) * by_f;
+                const int inside = !(gain * d2 > LARGEST_ANGLE * LARGEST_ANGLE);
+                const real shrink_by_d2 = inside ? shrink_by[i] : 0, cosh_by_d2 = inside ? R(0.5) * shrink[i] : 0;
+                /* of γ²d², through sinh(γd)/(γd) and cosh γd; ∂d²/∂e = 2 d/sinh d */
+                const real g_scaled = g_stretch * root * ratio * shrink_by_d2 + gb[i] * cosh_by_d2;
+                const real g_ratio = g_stretch * root * shrink[i];
+                const real g_e = (gb[i] * (1 + f) - gm[i]) * s * by_f + g_scaled * gain * 2 * ratio +
+                                 g_ratio * asinhc_by(sinh2, ratio) * 2 * (1 + gap);
+                const real g_h = -(gm[i] + gb[i]) * s * by_f;
+                g_gain[i] = g_scaled * d2 + g_ratio * ratio / (2 * gain);
+                g_f[i] = s * near * by_f * by_f * (gm[i] + gb[i]);
+                ge[i] = e[i] < 0 ? 0 : g_e;
+                gh[i] = h[i] < 0 ? 0 : g_h;
+                pull[i] = e[i] < 0 ? 0 : ratio;
+                cw[i] = cap[i] * (ge[i] * (1 + m) + gh[i] * (1 + b)) / time[i];
+            }
+            scalars[0] += (double)total(g_gain, size);
+            scalars[1] += (double)total(g_f, size);
+            real to_m = 0, pull_m = 0, to_b = 0;
+            EACH_SUM(omp simd reduction(+ : to_m, pull_m, to_b)) for (int i = 0; i < size; i++) {
+                to_m += ge[i] * time[i];
+                pull_m += pull[i] * time[i];
+                to_b += gh[i] * time[i];
+            }
+            scalars[2] += (double)to_m;
+            scalars[3] += (double)pull_m;
+            scalars[4] += (double)to_b;
+            for (int64_t c = 0; c < channels; c++) {
+                const real *restrict vc = v + c * row, mean = j->mean[c], bias = j->bias[c];
+                real *restrict gc = g + c * row, by_mean = 0, by_pull = 0, by_bias = 0;
+                EACH_SUM(omp simd reduction(+ : by_mean, by_pull, by_bias)) for (int i = 0; i < size; i++) {
+                    const real w = cap[i] * vc[i], gz = gc[i];
+                    by_mean += to_mean[i] * gz - ge[i] * w;
+                    by_pull -= pull[i] * w;
+                    by_bias += to_bias[i] * gz - gh[i] * w;
+                    gc[i] = stretch[i] * gz + cw[i] * vc[i] - ge[i] * mean - gh[i] * bias;
+                }
+                sums[c] += (double)by_mean;
+                sums[channels + c] += (double)by_pull;
+                sums[2 * channels + c] += (double)by_bias;
+            }
+        }
+    }
+    free(z);
+    return 0;
+}
+
+/* The rest: what comes through variance and mean, and on to P. sums: shift [K], steepness [K]. */
+void backward_points(const Job *j, int64_t first, int64_t last)
+{
+    const int64_t channels = j->channels;
+    const real m = (real)j->m, to_gap = (real)(2 * j->g_distance2), g_time = (real)j->g_time;
+    const real old_m = (real)j->old_m, pull_mean = (real)j->pull_mean;
+    const real limit = (real)sinh(2 * j->limit), most = limit * limit;
+    Row by_w, by_mean, by_pull, by_old, square, with_old, with_pull, inner;
+    for (int64_t n = first; n < last; n++) {
+        double *sums = j->sums + n * 2 * channels;
+        memset(sums, 0, (size_t)(2 * channels) * sizeof(double));
+        for (int64_t k = 0; k < j->blocks; k++) {
+            const Block at = block_of(j, n, k);
+            const int64_t from = scratch(j, &at), row = j->block;
+            const int size = at.size;
+            const real *restrict kept = pixels(j, &at), *restrict cap = kept + CAP * row;
+            const real *restrict time = kept + TIME * row, *restrict pull = kept + PULL * row;
+            const real *restrict v = j->points + from;
+            real *restrict g = j->grads + from;
+            int capped = 0;
+            EACH_SUM(omp simd reduction(| : capped)) for (int i = 0; i < size; i++) {
+                by_w[i] = cap[i] * (to_gap * pull[i] * (1 + m) + g_time) / time[i];
+                by_mean[i] = -to_gap * pull[i];
+                capped |= cap[i] < 1;
+            }
+            if (j->frechet) {
+                products_with(j, &at, v, j->old_mean, j->pull, square, with_old, with_pull);
+                EACH for (int i = 0; i < size; i++) {
+                    const real x = time[i] - 1, raw = x + old_m + x * old_m - cap[i] * with_old[i];
+                    const real gap = raw < 0 ? 0 : raw, sinh2 = gap * (2 + gap), ratio = asinhc(sinh2);
+                    const real by_m = 1 / (2 + old_m), pulled = cap[i] * with_pull[i] - pull_mean * (2 + x + gap) * by_m;
+                    const real g_x = -ratio * pull_mean * by_m;
+                    const real g_gap = g_x + pulled * asinhc_by(sinh2, ratio) * 2 * (1 + gap);
+                    const real held = raw < 0 ? 0 : g_gap;
+                    by_pull[i] = ratio;
+                    by_old[i] = -held;
+                    by_w[i] += cap[i] * (g_x + held * (1 + old_m)) / time[i];
+                }
+                for (int64_t c = 0; c < channels; c++) {
+                    const real pulling = j->pull[c], old = j->old_mean[c];
+                    real *restrict gc = g + c * row;
+                    EACH for (int i = 0; i < size; i++) gc[i] += by_pull[i] * pulling + by_old[i] * old;
+                }
+            }
+            for (int64_t c = 0; c < channels; c++) {
+                const real *restrict vc = v + c * row, mean = j->mean[c], to_mean = j->g_mean[c];
+                real *restrict gc = g + c * row;
+                EACH for (int i = 0; i < size; i++) gc[i] += by_w[i] * vc[i] + by_mean[i] * mean + to_mean;
+            }
+            if (capped) {
+                EACH for (int i = 0; i < size; i++) square[i] = inner[i] = 0;
+                for (int64_t c = 0; c < channels; c++) {
+                    const real *restrict vc = v + c * row, *restrict gc = g + c * row;
+                    EACH for (int i = 0; i < size; i++) {
+                        square[i] += vc[i] * vc[i];
+                        inner[i] += vc[i] * gc[i];
+                    }
+                }
+                EACH for (int i = 0; i < size; i++)
+                    inner[i] = square[i] > most ? inner[i] / (square[i] > most ? square[i] : 1) : 0;
+                for (int64_t c = 0; c < channels; c++) {
+                    const real *restrict vc = v + c * row;
+                    real *restrict gc = g + c * row;
+                    EACH for (int i = 0; i < size; i++) gc[i] = cap[i] * (gc[i] - inner[i] * vc[i]);
+                }
+            }
+            unprojected_backward(j, &at, v, j->angles + from, g, sums);
+        }
+    }
+}
+
+/* ---- the field: s² of every receptive field ------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t channels, height, width, out_height, out_width, kernel[2], stride[2], padding[2];
+    double scale; /* ρ² */
+    const real *u, *g_field; /* [N, C, H, W], [N, 1, H′, W′] */
+    real *field, *g_u;       /* [N, 1, H′, W′]; [N, C, H, W], added to */
+} Window;
+
+/* field = ρ² box(Σ u²). */
+int forward_field(const Window *w, int64_t first, int64_t last)
+{
+    const int64_t size = w->height * w->width, wide = w->width + 2 * w->padding[1];
+    const int64_t high = w->height + 2 * w->padding[0], across = w->out_width;
+    real *plane = calloc((size_t)(high * wide), sizeof(real)), *rows = malloc((size_t)(high * across) * sizeof(real));
+    const real scale = (real)w->scale;
+    if (plane && rows)
+        for (int64_t n = first; n < last; n++) {
+            for (int64_t y = 0; y < w->height; y++) {
+                real *restrict to = plane + (y + w->padding[0]) * wide + w->padding[1];
+                EACH for (int64_t x = 0; x < w->width; x++) to[x] = 0;
+                for (int64_t c = 0; c < w->channels; c++) {
+                    const real *restrict u = w->u + (n * w->channels + c) * size + y * w->width;
+                    EACH for (int64_t x = 0; x < w->width; x++) to[x] += u[x] * u[x];
+                }
+            }
+            for (int64_t y = 0; y < high; y++) {
+                const real *restrict from = plane + y * wide;
+                real *restrict to = rows + y * across;
+                EACH for (int64_t x = 0; x < across; x++) to[x] = 0;
+                for (int64_t k = 0; k < w->kernel[1]; k++)
+                    EACH for (int64_t x = 0; x < across; x++) to[x] += from[x * w->stride[1] + k];
+            }
+            for (int64_t y = 0; y < w->out_height; y++) {
+                real *restrict to = w->field + (n * w->out_height + y) * across;
+                EACH for (int64_t x = 0; x < across; x++) to[x] = 0;
+                for (int64_t k = 0; k < w->kernel[0]; k++) {
+                    const real *restrict from = rows + (y * w->stride[0] + k) * across;
+                    EACH for (int64_t x = 0; x < across; x++) to[x] += from[x];
+                }
+                EACH for (int64_t x = 0; x < across; x++) to[x] *= scale;
+            }
+        }
+    const int failed = !plane || !rows;
+    free(plane);
+    free(rows);
+    return failed;
+}
+
+/* g_u += 2 ρ² u boxᵀ(g_field). */
+int backward_field(const Window *w, int64_t first, int64_t last)
+{
+    const int64_t size = w->height * w->width, wide = w->width + 2 * w->padding[1];
+    const int64_t high = w->height + 2 * w->padding[0], across = w->out_width;
+    real *plane = malloc((size_t)(high * wide) * sizeof(real)), *rows = malloc((size_t)(high * across) * sizeof(real));
+    const real scale = (real)(2 * w->scale);
+    if (plane && rows)
+        for (int64_t n = first; n < last; n++) {
+            memset(plane, 0, (size_t)(high * wide) * sizeof(real));
+            memset(rows, 0, (size_t)(high * across) * sizeof(real));
+            for (int64_t y = 0; y < w->out_height; y++) {
+                const real *restrict from = w->g_field + (n * w->out_height + y) * across;
+                for (int64_t k = 0; k < w->kernel[0]; k++) {
+                    real *restrict to = rows + (y * w->stride[0] + k) * across;
+                    EACH for (int64_t x = 0; x < across; x++) to[x] += scale * from[x];
+                }
+            }
+            for (int64_t y = 0; y < high; y++) {
+                const real *restrict from = rows + y * across;
+                real *restrict to = plane + y * wide;
+                for (int64_t k = 0; k < w->kernel[1]; k++)
+                    EACH for (int64_t x = 0; x < across; x++) to[x * w->stride[1] + k] += from[x];
+            }
+            for (int64_t c = 0; c < w->channels; c++)
+                for (int64_t y = 0; y < w->height; y++) {
+                    const int64_t at = (n * w->channels + c) * size + y * w->width;
+                    const real *restrict u = w->u + at;
+                    const real *restrict from = plane + (y + w->padding[0]) * wide + w->padding[1];
+                    real *restrict to = w->g_u + at;
+                    EACH for (int64_t x = 0; x < w->width; x++) to[x] += u[x] * from[x];
+                }
+        }
+    const int failed = !plane || !rows;
+    free(plane);
+    free(rows);
+    return failed;
+}
