@@ -3,8 +3,8 @@
 HypLL 0.1.1 has the layers and not the network. What it has is used as it is, except for what is wrong or cannot run:
 - its curvature is softplus of the number given, and float32: here c is the number itself, in the network's dtype;
 - its average pooling shrinks points; here the midpoint of all pixels, by its own `manifold.midpoint`;
-- its identity initialisation is never reached by a 3×3 convolution, and its Adam is not Adam: parameters are copied from
-  our network, and torch's Adam is given the plain tensors inside HypLL's parameters (`leaves`).
+- its identity initialisation is never reached by a 3×3 convolution, and its Adam is not Adam: parameters are copied
+  from our network, and torch's Adam is given the plain tensors inside HypLL's parameters (`leaves`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class HypllResNet(nn.Module):
 
     def __init__(self, network: PoincareResNet, head: PoincareLinear):
         super().__init__()
-        ball = network.ball
+        ball = network.conv.ball
         c = Curvature(ball.start_c, constraining_strategy=lambda c: c, requires_grad=ball.log_ratio is not None)
         self.dtype = head.weight.dtype
         c.value.data = torch.tensor(ball.start_c, dtype=self.dtype)
@@ -61,7 +61,7 @@ class HypllResNet(nn.Module):
         return norm
 
     def leaves(self) -> Iterator[Tensor]:
-        """What an optimizer of torch can take: all trained tensors, in the order of `parameters` of ours and its head."""
+        """The trained tensors that an optimizer of torch can take, in the order of ours: network, head, c."""
         for layer in self._layers():
             if isinstance(layer, HConvolution2d):
                 yield layer.weights.tensor

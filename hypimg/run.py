@@ -32,6 +32,8 @@ from hypimg.training.seeding import derive_seed, generator
 
 log = logging.getLogger(__name__)
 
+ALL_CLIPPED = 0.995  # share of embeddings on the clip sphere from which a summary says that it is all of them
+
 
 def instantiate(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
     """Build what a config node names, after checking what it names; partial nodes get `args` and `kwargs` at once."""
@@ -268,7 +270,17 @@ def _summary(
         "threads": env["threads"],
         "commit": env["commit"],
         "pictures": [str(path.relative_to(directory)) for path in pictures],
+        "warnings": _warnings(chosen),
     }
+
+
+def _warnings(row: dict[str, Any]) -> list[str]:
+    """What the epoch chosen says against the run."""
+    clipped = row.get("val/clipped", row.get("train/clipped", 0.0))
+    if not clipped >= ALL_CLIPPED:
+        return []
+    remedy = "distances to the origin mean nothing and c is a temperature; try a smaller c or space.clip_features"
+    return [f"{100 * clipped:.1f} % of the embeddings lie on the clip sphere: {remedy}"]
 
 
 def run_config(cfg: DictConfig) -> DictConfig:
@@ -406,6 +418,8 @@ def report(cfg: DictConfig, summary: dict[str, Any]) -> None:
         print(f"  {name:<{width}}  {summary['metrics'][name]:.4f}")
     if cfg.caption:
         print(textwrap.fill(cfg.caption, width=100))
+    for warning in summary.get("warnings", []):
+        print(textwrap.fill(f"note: {warning}", width=100))
     print(f"run: {directory}")
     for path in summary.get("pictures", []):
         if path.endswith(".png"):

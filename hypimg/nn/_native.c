@@ -3,7 +3,8 @@
  * Compiled twice by _native.py, with SINGLE for float and without for double. Tensors are contiguous [N, K, H, W].
  * A pass works on the images [first, last) of a Job, in blocks of pixels whose numbers stay in the cache: channels
  * outside, pixels inside, so that every inner loop runs over contiguous numbers. What a pass adds up over pixels it
- * writes per image, in double, so that no result depends on how many threads there are.
+ * writes per image, in double, so that no result depends on how many threads there are. Passes return 1
+ * when there is no memory, else 0.
  *
  * Names: a = slope·P − level·shift, t = arsinh a, V = sinh(steepness · t) the point before its projection, W = cap · V
  * the point, x = X₀ − 1 its excess, M and B the mean and the bias with excesses m and b, Z what the norm makes of W,
@@ -453,7 +454,7 @@ static void unprojected_backward(const Job *j, const Block *at, const real *rest
 
 /* ---- passes without a norm ------------------------------------------------------------------------------------ */
 
-void forward(const Job *j, int64_t first, int64_t last)
+int forward(const Job *j, int64_t first, int64_t last)
 {
     Row slope, level, slope_by, level_by, cap, square;
     for (int64_t n = first; n < last; n++)
@@ -464,10 +465,11 @@ void forward(const Job *j, int64_t first, int64_t last)
             unprojected(j, &at, slope, level, points, 0, cap, square);
             finish(j, &at, points, square);
         }
+    return 0;
 }
 
 /* sums: shift [K], steepness [K]. */
-void backward(const Job *j, int64_t first, int64_t last)
+int backward(const Job *j, int64_t first, int64_t last)
 {
     Row cap, square;
     for (int64_t n = first; n < last; n++) {
@@ -484,12 +486,13 @@ void backward(const Job *j, int64_t first, int64_t last)
             unprojected_backward(j, &at, j->points + from, j->angles + from, j->grads + from, sums);
         }
     }
+    return 0;
 }
 
 /* ---- passes with a norm --------------------------------------------------------------------------------------- */
 
 /* W → points. sums: W [K], x. */
-void forward_points(const Job *j, int64_t first, int64_t last)
+int forward_points(const Job *j, int64_t first, int64_t last)
 {
     Row slope, level, slope_by, level_by, cap, square;
     for (int64_t n = first; n < last; n++) {
@@ -511,6 +514,7 @@ void forward_points(const Job *j, int64_t first, int64_t last)
             sums[j->channels] += (double)total(square, at.size);
         }
     }
+    return 0;
 }
 
 /* Inner products of a block's vectors [K, block]: with themselves and with one or two vectors [K]. */
@@ -583,7 +587,7 @@ int newton(const Job *j, int64_t first, int64_t last)
 }
 
 /* sums: d². */
-void forward_spread(const Job *j, int64_t first, int64_t last)
+int forward_spread(const Job *j, int64_t first, int64_t last)
 {
     const real m = (real)j->m, b = (real)j->b;
     Row square, with_mean, with_bias, distance2;
@@ -606,10 +610,11 @@ void forward_spread(const Job *j, int64_t first, int64_t last)
         }
         j->sums[n] = sum;
     }
+    return 0;
 }
 
 /* Points → tangents; the points are overwritten. */
-void forward_moved(const Job *j, int64_t first, int64_t last)
+int forward_moved(const Job *j, int64_t first, int64_t last)
 {
     const real f = (real)j->f, gain = (real)j->gain, root = SQRT(gain);
     Row stretch, to_mean, to_bias, square;
@@ -639,6 +644,7 @@ void forward_moved(const Job *j, int64_t first, int64_t last)
             }
             finish(j, &at, points, square);
         }
+    return 0;
 }
 
 /* Up to all that is known without sums over the batch: grads hold the gradient in W but for what comes through variance
@@ -752,7 +758,7 @@ int backward_moved(const Job *j, int64_t first, int64_t last)
 }
 
 /* The rest: what comes through variance and mean, and on to P. sums: shift [K], steepness [K]. */
-void backward_points(const Job *j, int64_t first, int64_t last)
+int backward_points(const Job *j, int64_t first, int64_t last)
 {
     const int64_t channels = j->channels;
     const real m = (real)j->m, to_gap = (real)(2 * j->g_distance2), g_time = (real)j->g_time;
@@ -820,6 +826,7 @@ void backward_points(const Job *j, int64_t first, int64_t last)
             unprojected_backward(j, &at, v, j->angles + from, g, sums);
         }
     }
+    return 0;
 }
 
 /* ---- the field: s² of every receptive field ------------------------------------------------------------------- */

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hypimg.errors import UserError, nearest
-from hypimg.nn import lorentz
+from hypimg.nn import _native, lorentz
 from hypimg.nn.spaces import PoincareBall
 
 Pair = int | Sequence[int]
@@ -345,7 +345,8 @@ def fused(
         planes = lorentz.planes(conv.weight, conv.bias, conv.ball.curvature)
         window = (planes, conv.stride, conv.padding, conv.limit, conv.inverted_lambda)
         if norm is None or norm.by_batch:
-            made = lorentz.layer(u, *window, None if norm is None else norm.spec(), skip, relu)
+            layer = _native.layer if _native.usable(u) else lorentz.layer
+            made = layer(u, *window, None if norm is None else norm.spec(), skip, relu)
             if norm is not None:
                 assert made.mean is not None and made.variance is not None and made.newton is not None
                 norm.observe(made.mean, made.variance, made.newton)

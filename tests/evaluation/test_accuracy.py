@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from hypimg.errors import UserError
 from hypimg.evaluation.accuracy import Accuracy, accuracy, log_softmax, negative_log_likelihood
 
 LABELS = np.array([0, 1, 1, 0])
@@ -20,6 +22,9 @@ class FixedPredictor:
 
     def __init__(self, logits: np.ndarray):
         self.name, self.model, self.logits = "fixed", None, logits
+
+    def normed_by(self, statistics: str | None, batch_size: int | None) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def embed_all(self, store: object, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((len(indices), 2), np.float32), self.logits[indices]
@@ -54,3 +59,11 @@ def test_several_predictors_vote_by_mean_logit():
     against = np.array([[-1, 0], [0, -1], [-9, 0], [1, 0]], dtype=np.float32)
     metrics, _ = Accuracy()([FixedPredictor(LOGITS), FixedPredictor(against)], DATA)
     assert metrics["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"), [({"batch_size": 0}, "batch_size=0"), ({"statistics": "x"}, "statistics=x")]
+)
+def test_options_out_of_range_are_named(options: dict, wrong: str):
+    with pytest.raises(UserError, match=wrong):
+        Accuracy(**options)

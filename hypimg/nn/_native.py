@@ -1,0 +1,502 @@
+"""lorentz.layer on a CPU as compiled loops: the same values and gradients, several times faster and with less saved.
+
+`layer` is lorentz.layer; `usable` says whether it may stand for it. The loops are in _native.c, compiled at first use
+by the system's C compiler into a cache folder (environment: CC, HYPIMG_CACHE; HYPIMG_NATIVE=0 switches all of this
+off). Without a compiler everything takes the plain form. Convolutions are torch's. Saved for the backward are the
+input, the products P of the convolution, the output of a ReLU (the next layer's input) and s², one number per pixel.
+What the backward needs of everything else it computes again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from hypimg.geometry._scalars import ALMOST_ONE
+from hypimg.nn import lorentz
+
+LOG = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("_native.c")
+# No -ffast-math: it would swallow NaN and flush small numbers to 0 in the whole process.
+FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
+LINK = ["-shared", "-fPIC"]
+COMPILE_SECONDS = 120
+
+BLOCK = 128  # pixels whose vectors are worked on together
+LANES = 16  # numbers in the widest register: blocks are multiples of it
+PIXEL_ROWS = 8  # PIXEL of _native.c
+WORTH_A_THREAD = 1 << 15  # numbers
+
+
+# ---- the compiled loops
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("HYPIMG_CACHE") or Path.home() / ".cache" / "hypimg" / "native")
+
+
+def _compiler() -> list[str] | None:
+    named = shlex.split(os.environ.get("CC", ""))
+    for command in (named, ["cc"], ["gcc"], ["clang"]):
+        if command and shutil.which(command[0]):
+            return command
+    return None
+
+
+def _machine() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _compile(command: list[str], dtype: torch.dtype) -> Path:
+    """The shared library of `dtype`; it is compiled unless the cache has it."""
+    flags = FLAGS + (["-DSINGLE"] if dtype == torch.float32 else [])
+    version = subprocess.run([*command, "--version"], capture_output=True, timeout=COMPILE_SECONDS).stdout
+    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, " ".join(command + flags).encode()]))
+    key.update(_machine().encode())
+    library = _cache() / f"{key.hexdigest()[:32]}.so"
+    if library.exists():
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    handle, unfinished = tempfile.mkstemp(suffix=".tmp", dir=library.parent)
+    os.close(handle)
+    try:
+        for native in (["-march=native"], []):  # not every compiler knows it
+            call = [*command, *native, *flags, *LINK, str(SOURCE), "-o", unfinished, "-lm"]
+            done = subprocess.run(call, capture_output=True, timeout=COMPILE_SECONDS)
+            if not done.returncode:
+                break
+        else:
+            raise OSError(f"{shlex.join(call)}: {done.stderr.decode(errors='replace')[:500]}")
+        os.replace(unfinished, library)  # whole or not at all, whoever else compiles
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+    return library
+
+
+@functools.cache
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """None where there is no compiler or it fails."""
+    command = _compiler()
+    if command is None:
+        LOG.info("no C compiler: Poincaré layers on the CPU take their plain form")
+        return None
+    try:
+        return ctypes.CDLL(str(_compile(command, dtype)))
+    except (OSError, subprocess.SubprocessError) as error:
+        LOG.warning("the native layers were not compiled, the plain form is taken: %s", error)
+        return None
+
+
+def usable(u: Tensor) -> bool:
+    """Whether `layer` may be called on u: a plain tensor on a CPU, no transform but reverse-mode autograd, a compiler."""
+    return (
+        u.device.type == "cpu"
+        and u.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and type(u) in (Tensor, torch.nn.Parameter)
+        and u.numel() > 0
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
+        and os.environ.get("HYPIMG_NATIVE") != "0"
+        and _library(u.dtype) is not None
+    )
+
+
+class _Job(ctypes.Structure):
+    """Job of _native.c."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("channels", "pixels", "block", "blocks", "inverted", "relu", "frechet")]
+        + [(name, ctypes.c_double) for name in ("limit", "m", "b", "f", "gain", "c", "g_distance2", "g_time")]
+        + [(name, ctypes.c_double) for name in ("old_m", "pull_mean")]
+        + [(name, ctypes.c_void_p) for name in ("products", "field", "shift", "steepness", "skip", "tangents", "grad")]
+        + [(name, ctypes.c_void_p) for name in ("mean", "bias", "g_mean", "old_mean", "pull")]
+        + [(name, ctypes.c_void_p) for name in ("out", "g_products", "g_field", "g_skip")]
+        + [(name, ctypes.c_void_p) for name in ("points", "angles", "grads", "pixel", "sums")]
+    )
+
+
+class _Window(ctypes.Structure):
+    """Window of _native.c."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("channels", "height", "width", "out_height", "out_width")]
+        + [(name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding")]
+        + [("scale", ctypes.c_double)]
+        + [(name, ctypes.c_void_p) for name in ("u", "g_field", "field", "g_u")]
+    )
+
+
+class _Scratch(threading.local):
+    """Memory that a pass may fill and the next call overwrites: pages of new memory cost more than the loops."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, count: int, dtype: torch.dtype) -> int:
+        """The address of room for `count` numbers, at a multiple of 64."""
+        have = self.held.get((name, dtype))
+        if have is None or have.numel() < count + 64:
+            have = self.held[name, dtype] = torch.empty(count + 64, dtype=dtype)
+        return (have.data_ptr() + 63) // 64 * 64
+
+
+_SCRATCH = _Scratch()
+
+
+@functools.lru_cache(1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+def _each(function: Callable, job: ctypes.Structure, images: int, work: int) -> None:
+    """function(job, first, last) over all images, in as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), images, max(work // WORTH_A_THREAD, 1))
+    pointer = ctypes.byref(job)
+    if threads == 1:
+        failed = [function(pointer, ctypes.c_int64(0), ctypes.c_int64(images))]
+    else:
+        ends = [ctypes.c_int64(images * k // threads) for k in range(threads + 1)]
+        pool = _pool(threads, os.getpid())
+        futures = [pool.submit(function, pointer, *ends[k : k + 2]) for k in range(threads)]
+        failed = [future.result() for future in futures]
+    if any(failed):
+        raise MemoryError("no memory for a block of pixels")
+
+
+# ---- numbers and [K] vectors, on the host in float64
+
+
+def _excess(vector: np.ndarray) -> float:
+    square = float(vector @ vector)
+    return square / (1 + math.sqrt(1 + square))
+
+
+def _sinhc(t: float) -> tuple[float, float]:
+    """sinh(√t)/√t and its derivative."""
+    if t < 1e-3:
+        value = 1 + t * (1 / 6 + t * (1 / 120 + t * (1 / 5040 + t / 362880)))
+        return value, 1 / 6 + t * (1 / 60 + t * (1 / 1680 + t * (1 / 90720 + t / 7983360)))
+    root = math.sqrt(t)
+    value = math.sinh(root) / root
+    return value, (math.cosh(root) - value) / (2 * t)
+
+
+def _lift(square: float, limit: float) -> tuple[float, float]:
+    """exp₀ of a tangent of this ‖·‖²: its factor, and the derivative of that."""
+    value, by = _sinhc(4 * min(square, limit * limit))
+    if square > limit * limit:
+        factor = 2 * value * limit / math.sqrt(square)
+        return factor, -0.5 * factor / square
+    return 2 * value, 8 * by
+
+
+def _boost(z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """z ⊕ y."""
+    return y + z * (math.sqrt(1 + y @ y) + (z @ y) / (1 + math.sqrt(1 + z @ z)))
+
+
+class _Mean(NamedTuple):
+    """A batch's mean and what its gradient needs."""
+
+    mean: np.ndarray  # [K], as the loops see it
+    vector: np.ndarray  # ΣW/n
+    time: float  # Σx/n
+    old: np.ndarray | None = None  # Fréchet: the mean before the last Newton step
+    hessian: np.ndarray | None = None
+    step: np.ndarray | None = None
+
+
+def _midpoint(vector: np.ndarray, time: float) -> tuple[np.ndarray, float]:
+    """The mean, and the length that its sum was divided by."""
+    length = math.sqrt(max(1 + time * (2 + time) - vector @ vector, 1e-30)) if math.isfinite(time) else math.nan
+    return vector / length, length
+
+
+def _midpoint_backward(known: _Mean, grad: np.ndarray) -> tuple[np.ndarray, float]:
+    """The gradients in `vector` and `time`."""
+    _, length = _midpoint(known.vector, known.time)
+    g_length = -float(grad @ known.vector) / length**2
+    if length * length <= 1e-30:
+        g_length = 0.0
+    return grad / length - known.vector * (g_length / length), g_length * (1 + known.time) / length
+
+
+def _newton_backward(known: _Mean, grad: np.ndarray) -> np.ndarray:
+    """H⁻¹ of the gradient in the last Newton step."""
+    old, step, hessian = known.old, known.step, known.hessian
+    assert old is not None and step is not None and hessian is not None
+    length = float(step @ step)
+    factor, by = _sinhc(min(length, ALMOST_ONE))
+    away = factor * step
+    g_time = float(grad @ old)
+    g_away = grad + g_time * (away / math.sqrt(1 + away @ away) + old / (1 + math.sqrt(1 + old @ old)))
+    g_step = factor * g_away
+    if length < ALMOST_ONE:
+        g_step = g_step + 2 * by * float(g_away @ step) * step
+    return np.linalg.solve(hessian, g_step)
+
+
+# ---- the layer
+
+
+class _Shape(NamedTuple):
+    """What a layer is but for its tensors."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    limit: float
+    inverted: bool
+    relu: bool
+    normed: bool
+    eps: float
+    frechet: bool
+
+
+class _Run:
+    """One forward or one backward pass: the job, and all memory that it points to."""
+
+    def __init__(self, shape: _Shape, products: Tensor, field: Tensor, shift: Tensor, steepness: Tensor) -> None:
+        self.dtype, self.images = products.dtype, products.shape[0]
+        self.channels, self.pixels = products.shape[1], products.shape[2] * products.shape[3]
+        self.library = _library(self.dtype)
+        self.held: list = []  # what the job's pointers need alive
+        self.real = np.float32 if self.dtype == torch.float32 else np.float64
+        block = min(BLOCK, -(-self.pixels // LANES) * LANES)
+        blocks = -(-self.pixels // block)
+        self.job = _Job(
+            channels=self.channels, pixels=self.pixels, block=block, blocks=blocks, limit=shape.limit,
+            inverted=shape.inverted, relu=shape.relu, frechet=shape.frechet,
+        )  # fmt: skip
+        self.room = self.images * blocks * block
+        self.scratch("points", self.channels)
+        self.scratch("pixel", PIXEL_ROWS)
+        self.tensors(products=products, field=field, shift=shift, steepness=steepness)
+
+    def scratch(self, name: str, rows: int) -> None:
+        setattr(self.job, name, _SCRATCH.take(name, self.room * rows, self.dtype))
+
+    def tensors(self, **tensors: Tensor | None) -> None:
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                tensor = tensor.detach().to(self.dtype).contiguous()
+                self.held.append(tensor)
+                setattr(self.job, name, tensor.data_ptr())
+
+    def vector(self, name: str, vector: np.ndarray) -> np.ndarray:
+        """[K] for the loops; as they see it, in float64."""
+        rounded = np.ascontiguousarray(vector, self.real)
+        self.held.append(rounded)
+        setattr(self.job, name, rounded.ctypes.data)
+        return rounded.astype(np.float64)
+
+    def each(self, name: str, sums: int = 0) -> np.ndarray:
+        """A pass over all images; what it added up, [sums]."""
+        store = np.empty((self.images, sums))
+        self.job.sums = store.ctypes.data
+        _each(getattr(self.library, name), self.job, self.images, self.images * self.pixels * self.channels)
+        return store.sum(0)
+
+    def frechet_mean(self, start: _Mean, count: int) -> _Mean:
+        """Newton steps from a midpoint (lorentz.frechet_mean)."""
+        channels, known = self.channels, start
+        for _ in range(lorentz.NEWTON_STEPS + 1):
+            old = self.vector("mean", known.mean)
+            self.job.m = _excess(old)
+            sums = self.each("newton", channels + 1 + channels * channels) / count
+            hessian = sums[channels + 1 :].reshape(channels, channels) + sums[channels] * np.eye(channels)
+            step = np.linalg.solve(hessian, sums[:channels])
+            mean = _boost(old, _sinhc(min(float(step @ step), ALMOST_ONE))[0] * step)
+            known = start._replace(mean=mean, old=old, hessian=hessian, step=step)
+        return known
+
+
+def _window(u: Tensor, kernel: torch.Size, out: torch.Size, shape: _Shape, ratio: float) -> _Window:
+    return _Window(
+        channels=u.shape[1], height=u.shape[2], width=u.shape[3], out_height=out[0], out_width=out[1],
+        kernel=tuple(kernel), stride=shape.stride, padding=shape.padding, scale=ratio**2, u=u.data_ptr(),
+    )  # fmt: skip
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, weight, shift, steepness, gain, bias, c, skip, shape: _Shape):
+        kernel = weight.shape[2:]
+        ratio = lorentz.beta_ratio(kernel.numel() * u.shape[1], u.shape[1])
+        u = u.contiguous()
+        scaled = ratio * weight
+        products = F.conv2d(u, scaled, None, shape.stride, shape.padding).contiguous()
+        images, channels, *out = products.shape
+        field = u.new_empty(images, 1, *out)
+        window = _window(u, kernel, torch.Size(out), shape, ratio)
+        window.field = field.data_ptr()
+        _each(_library(u.dtype).forward_field, window, images, u.numel())
+
+        tangents = torch.empty_like(products)
+        run = _Run(shape, products, field, shift, steepness)
+        run.tensors(out=tangents, skip=skip)
+        known = variance = newton = None
+        if shape.normed:
+            count = images * run.pixels
+            sums = run.each("forward_points", channels + 1) / count
+            vector, time = sums[:channels], float(sums[channels])
+            known = _Mean(_midpoint(vector, time)[0], vector, time)
+            newton = u.new_zeros(())
+            if shape.frechet:
+                known = run.frechet_mean(known, count)
+                newton.fill_(math.sqrt(known.step @ known.step))
+            known = known._replace(mean=_place(run, known.mean, bias, shape.limit))
+            at = float(c)
+            spread = float(run.each("forward_spread", 1)[0]) / count / at
+            run.job.gain = float(gain) / (spread + shape.eps)
+            run.each("forward_moved")
+            variance = u.new_tensor(spread)
+            ctx.known, ctx.spread, ctx.c = known, spread, at
+        else:
+            run.each("forward")
+        ctx.shape, ctx.ratio = shape, ratio
+        ctx.save_for_backward(
+            u, weight, shift, steepness, gain, bias, skip, products, field, tangents if shape.relu else None
+        )
+        mean = None if known is None else torch.from_numpy(known.mean).to(u.dtype).view(1, -1, 1, 1)
+        if known is not None:
+            ctx.mark_non_differentiable(mean, variance, newton)
+        ctx.set_materialize_grads(False)
+        return tangents, mean, variance, newton
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 9
+        u, weight, shift, steepness, gain, bias, skip, products, field, tangents = ctx.saved_tensors
+        shape, channels = ctx.shape, products.shape[1]
+        run = _Run(shape, products, field, shift, steepness)
+        run.scratch("angles", channels)
+        run.scratch("grads", channels)
+        g_products, g_field = torch.empty_like(products), torch.empty_like(field)
+        g_skip = None if skip is None else torch.empty_like(products)
+        run.tensors(
+            grad=grad, tangents=tangents, skip=skip, g_products=g_products, g_field=g_field, g_skip=g_skip
+        )
+        g_gain = g_bias = g_c = None
+        if shape.normed:
+            g_gain, g_bias, g_c = _norm_backward(ctx, run, gain, bias)
+            sums = run.each("backward_points", 2 * channels)
+        else:
+            sums = run.each("backward", 2 * channels)
+        g_shift = torch.from_numpy(sums[:channels]).to(shift.dtype)
+        g_steepness = torch.from_numpy(sums[channels:]).to(steepness.dtype)
+
+        mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        g_u, g_weight, _ = torch.ops.aten.convolution_backward(
+            g_products, u, ctx.ratio * weight, None, shape.stride, shape.padding, [1, 1], False, [0, 0], 1, mask
+        )
+        if g_u is not None:
+            g_u = g_u.contiguous()
+            window = _window(u, weight.shape[2:], products.shape[2:], shape, ctx.ratio)
+            window.g_field, window.g_u = g_field.data_ptr(), g_u.data_ptr()
+            _each(_library(u.dtype).backward_field, window, len(u), u.numel())
+        if g_weight is not None:
+            g_weight = ctx.ratio * g_weight
+        return g_u, g_weight, g_shift, g_steepness, g_gain, g_bias, g_c, g_skip, None
+
+
+def _place(run: _Run, mean: np.ndarray, bias: Tensor, limit: float) -> np.ndarray:
+    """Mean and bias into the job; the mean as the loops see it."""
+    beta = bias.detach().double().reshape(-1).numpy()
+    seen = run.vector("mean", mean)
+    point = run.vector("bias", _lift(float(beta @ beta), limit)[0] * beta)
+    m, b = _excess(seen), _excess(point)
+    run.job.m, run.job.b, run.job.f = m, b, max(m + b + m * b - float(seen @ point), 0.0)
+    return seen
+
+
+def _norm_backward(ctx, run: _Run, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The loops up to the gradient in mean and variance, which the job then holds; the gradients in γ, β and c."""
+    known, shape, job, channels = ctx.known, ctx.shape, run.job, run.channels
+    count = run.images * run.pixels
+    seen = _place(run, known.mean, bias, shape.limit)
+    beta = bias.detach().double().reshape(-1).numpy()
+    factor, by = _lift(float(beta @ beta), shape.limit)
+    point = factor * beta
+    job.gain = float(gain) / (ctx.spread + shape.eps)
+    sums = run.each("backward_moved", 3 * channels + 5)
+    g_mean, pulled, g_point = (sums[k * channels : (k + 1) * channels] for k in range(3))
+    g_ratio, g_f, g_m, pulled_m, g_b = (float(number) for number in sums[3 * channels :])
+
+    g_spread = -g_ratio * job.gain / (ctx.spread + shape.eps)
+    job.g_distance2 = g_spread / (count * ctx.c)
+    g_mean = g_mean + 2 * job.g_distance2 * pulled
+    g_m += 2 * job.g_distance2 * pulled_m
+    if job.m + job.b + job.m * job.b - seen @ point < 0:
+        g_f = 0.0
+    g_m += g_f * (1 + job.b)
+    g_b += g_f * (1 + job.m)
+    g_mean = g_mean + g_m * seen / (1 + job.m) - g_f * point
+    g_point = g_point + g_b * point / (1 + job.b) - g_f * seen
+    g_beta = factor * g_point + 2 * by * float(g_point @ beta) * beta
+
+    if shape.frechet:
+        pull = run.vector("pull", _newton_backward(known, g_mean) / count)
+        old = run.vector("old_mean", known.old)
+        job.old_m, job.pull_mean = _excess(old), float(pull @ old)
+        run.vector("g_mean", np.zeros(channels))
+    else:
+        g_vector, g_time = _midpoint_backward(known, g_mean)
+        run.vector("g_mean", g_vector / count)
+        job.g_time = g_time / count
+    g_c = gain.new_tensor(-g_spread * ctx.spread / ctx.c) if ctx.needs_input_grad[6] else None
+    return (
+        gain.new_tensor(g_ratio / (ctx.spread + shape.eps)).view(gain.shape),
+        torch.from_numpy(g_beta).to(bias.dtype).view(bias.shape),
+        g_c,
+    )
+
+
+def layer(
+    u: Tensor,
+    p: lorentz.Planes,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    limit: float,
+    inverted: bool = False,
+    norm: lorentz.Norm | None = None,
+    skip: Tensor | None = None,
+    relu: bool = False,
+) -> lorentz.Layer:
+    """lorentz.layer, of tensors that are `usable`; differentiable once."""
+    gain, bias, c = (None, None, None) if norm is None else (norm.gain, norm.bias, norm.c)
+    shape = _Shape(
+        tuple(stride), tuple(padding), limit, inverted, relu, norm is not None,
+        0.0 if norm is None else norm.eps, norm is not None and norm.frechet,
+    )  # fmt: skip
+    return lorentz.Layer(*_Layer.apply(u, p.weight, p.shift, p.steepness, gain, bias, c, skip, shape))
