@@ -829,14 +829,288 @@ int backward_points(const Job *j, int64_t first, int64_t last)
     return 0;
 }
 
-/* ---- the field: s² of every receptive field ------------------------------------------------------------------- */
+/* ---- convolutions --------------------------------------------------------------------------------------------- */
+
+/* A padded image is laid out flat, rows one after the other, so that a tap of the kernel is an offset and every loop
+ * runs over a whole image, whatever its width; the few columns between rows are worked out too and left out. With a
+ * stride, pixels of one remainder lie together, so that a tap's pixels are neighbours again. */
+
+#ifdef __AVX512F__
+#define BYTES 64
+#define TAPS 6 /* accumulators of a weight's gradient: FILTERS × TAPS */
+#define WIDE 4 /* accumulators of a convolution: FILTERS × WIDE */
+#elif defined(__AVX__)
+#define BYTES 32
+#define TAPS 2
+#define WIDE 2
+#else
+#define BYTES 16
+#define TAPS 2
+#define WIDE 2
+#endif
+#define FILTERS 4
+#define LANES ((int64_t)(BYTES / sizeof(real)))
+typedef real Vector __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
 
 typedef struct {
-    int64_t channels, height, width, out_height, out_width, kernel[2], stride[2], padding[2];
-    double scale; /* ρ² */
-    const real *u, *g_field; /* [N, C, H, W], [N, 1, H′, W′] */
-    real *field, *g_u;       /* [N, 1, H′, W′]; [N, C, H, W], added to */
+    int64_t channels, height, width, filters, out_height, out_width, kernel[2], stride[2], padding[2];
+    int64_t images, together;         /* N; images whose gradients in the weight are summed before they are written */
+    double scale;                     /* ρ² */
+    const real *u, *weight;           /* [N, C, H, W], ρ · weight [K, C, h, w] */
+    const real *g_products, *g_field; /* [N, K, H′, W′], [N, 1, H′, W′] */
+    real *products, *field;           /* [N, K, H′, W′], [N, 1, H′, W′] */
+    real *g_u, *g_weight;             /* [N, C, H, W], [⌈N / together⌉, K, C, h, w] */
 } Window;
+
+static inline int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline Vector load(const real *x) { return *(const Vector *)x; }
+
+/* out [groups · FILTERS, length] = Σ_t weight[group, t, filter] · from[offset[t] + i]; length a multiple of LANES. */
+static void correlate(const real *from, const real *weight, const int64_t *offset, int64_t taps, int64_t groups,
+                      int64_t length, real *out)
+{
+    for (int64_t k = 0; k < groups; k++) {
+        const real *w = weight + k * taps * FILTERS;
+        real *to = out + k * FILTERS * length;
+        int64_t i = 0;
+        for (; i + WIDE * LANES <= length; i += WIDE * LANES) {
+            Vector sum[FILTERS][WIDE] = {0};
+            for (int64_t t = 0; t < taps; t++) {
+                const real *x = from + offset[t] + i, *wt = w + t * FILTERS;
+#pragma GCC unroll 4
+                for (int v = 0; v < WIDE; v++) {
+                    const Vector value = load(x + v * LANES);
+#pragma GCC unroll 4
+                    for (int f = 0; f < FILTERS; f++) sum[f][v] += wt[f] * value;
+                }
+            }
+#pragma GCC unroll 4
+            for (int f = 0; f < FILTERS; f++)
+#pragma GCC unroll 4
+                for (int v = 0; v < WIDE; v++) *(Vector *)(to + f * length + i + v * LANES) = sum[f][v];
+        }
+        for (; i < length; i += LANES) {
+            Vector sum[FILTERS] = {0};
+            for (int64_t t = 0; t < taps; t++) {
+                const Vector value = load(from + offset[t] + i);
+                const real *wt = w + t * FILTERS;
+#pragma GCC unroll 4
+                for (int f = 0; f < FILTERS; f++) sum[f] += wt[f] * value;
+            }
+#pragma GCC unroll 4
+            for (int f = 0; f < FILTERS; f++) *(Vector *)(to + f * length + i) = sum[f];
+        }
+    }
+}
+
+/* out [filters, taps] = Σ_i grad[filter, i] · from[offset[tap] + i] over `images` of both; `offset` has room for TAPS
+ * more than `taps`, `filters` a multiple of FILTERS. */
+static void correlate_weight(const real *from, int64_t from_size, const real *grad, int64_t images,
+                             const int64_t *offset, int64_t taps, int64_t filters, int64_t length, real *out)
+{
+    for (int64_t k = 0; k < filters; k += FILTERS)
+        for (int64_t t = 0; t < taps; t += TAPS) {
+            Vector sum[FILTERS][TAPS] = {0};
+            for (int64_t n = 0; n < images; n++) {
+                const real *g = grad + (n * filters + k) * length, *x = from + n * from_size;
+                for (int64_t i = 0; i < length; i += LANES) {
+                    Vector value[FILTERS];
+#pragma GCC unroll 4
+                    for (int f = 0; f < FILTERS; f++) value[f] = load(g + f * length + i);
+#pragma GCC unroll 6
+                    for (int s = 0; s < TAPS; s++) {
+                        const Vector seen = load(x + offset[t + s] + i);
+#pragma GCC unroll 4
+                        for (int f = 0; f < FILTERS; f++) sum[f][s] += value[f] * seen;
+                    }
+                }
+            }
+            for (int f = 0; f < FILTERS; f++)
+                for (int s = 0; s < TAPS && t + s < taps; s++) {
+                    real total = 0;
+                    for (int l = 0; l < LANES; l++) total += sum[f][s][l];
+                    out[(k + f) * taps + t + s] = total;
+                }
+        }
+}
+
+/* How a padded image lies: [channels, stride, stride, rows, wide], `size` numbers, of which a pass reads `length` from
+ * every offset. */
+typedef struct {
+    int64_t rows, wide, size, length;
+} Flat;
+
+static Flat flat_of(const Window *w)
+{
+    const int64_t rows = up(w->height + 2 * w->padding[0], w->stride[0]);
+    const int64_t wide = up(w->width + 2 * w->padding[1], w->stride[1]);
+    const int64_t length = up((w->out_height - 1) * wide + w->out_width, LANES) * LANES;
+    /* the last offset is below size, so that `length` more are room enough */
+    return (Flat){rows, wide, w->channels * w->stride[0] * w->stride[1] * rows * wide + length, length};
+}
+
+static void flat_offsets(const Window *w, Flat flat, int64_t *offset)
+{
+    for (int64_t c = 0; c < w->channels; c++)
+        for (int64_t y = 0; y < w->kernel[0]; y++)
+            for (int64_t x = 0; x < w->kernel[1]; x++) {
+                const int64_t plane = (c * w->stride[0] + y % w->stride[0]) * w->stride[1] + x % w->stride[1];
+                *offset++ = (plane * flat.rows + y / w->stride[0]) * flat.wide + x / w->stride[1];
+            }
+}
+
+/* An image of u into its flat form, whose padding is 0 already. */
+static void flatten(const Window *w, Flat flat, const real *u, real *restrict to)
+{
+    const int64_t down = w->stride[0], across = w->stride[1];
+    for (int64_t c = 0; c < w->channels; c++)
+        for (int64_t y = 0; y < w->height; y++) {
+            const real *restrict from = u + (c * w->height + y) * w->width;
+            const int64_t high = y + w->padding[0];
+            if (high % down >= w->kernel[0]) continue;
+            for (int64_t part = 0; part < across && part < w->kernel[1]; part++) {
+                const int64_t first = (part + across - w->padding[1] % across) % across;
+                const int64_t plane = (c * down + high % down) * across + part;
+                real *restrict row =
+                    to + (plane * flat.rows + high / down) * flat.wide + (first + w->padding[1]) / across;
+                const int64_t count = up(w->width - first, across);
+                if (across == 1)
+                    EACH for (int64_t x = 0; x < count; x++) row[x] = from[x];
+                else
+                    EACH for (int64_t x = 0; x < count; x++) row[x] = from[first + x * across];
+            }
+        }
+}
+
+/* P = conv(u, weight). */
+int convolution(const Window *w, int64_t first, int64_t last)
+{
+    const Flat flat = flat_of(w);
+    const int64_t taps = w->channels * w->kernel[0] * w->kernel[1], groups = up(w->filters, FILTERS);
+    real *from = calloc((size_t)flat.size, sizeof(real));
+    real *weight = calloc((size_t)(groups * FILTERS * taps), sizeof(real));
+    real *out = malloc((size_t)(groups * FILTERS * flat.length) * sizeof(real));
+    int64_t *offset = malloc((size_t)taps * sizeof(int64_t));
+    const int failed = !from || !weight || !out || !offset;
+    if (!failed) {
+        flat_offsets(w, flat, offset);
+        for (int64_t k = 0; k < w->filters; k++)
+            for (int64_t t = 0; t < taps; t++)
+                weight[(k / FILTERS * taps + t) * FILTERS + k % FILTERS] = w->weight[k * taps + t];
+        for (int64_t n = first; n < last; n++) {
+            flatten(w, flat, w->u + n * w->channels * w->height * w->width, from);
+            correlate(from, weight, offset, taps, groups, flat.length, out);
+            for (int64_t k = 0; k < w->filters; k++)
+                for (int64_t y = 0; y < w->out_height; y++) {
+                    real *restrict to = w->products + ((n * w->filters + k) * w->out_height + y) * w->out_width;
+                    const real *restrict row = out + k * flat.length + y * flat.wide;
+                    EACH for (int64_t x = 0; x < w->out_width; x++) to[x] = row[x];
+                }
+        }
+    }
+    free(from);
+    free(weight);
+    free(out);
+    free(offset);
+    return failed;
+}
+
+/* The gradient in u: per remainder of a pixel by the stride a convolution with the taps that reach such pixels. */
+int convolution_by_u(const Window *w, int64_t first, int64_t last)
+{
+    const int64_t *stride = w->stride, *kernel = w->kernel, *padding = w->padding;
+    const int64_t back[2] = {(kernel[0] - 1) / stride[0], (kernel[1] - 1) / stride[1]};
+    const int64_t high = (w->height - 1 + padding[0]) / stride[0] + 1; /* of the rows y′ = (y + padding) / stride */
+    const int64_t across = (w->width - 1 + padding[1]) / stride[1] + 1;
+    const int64_t tall = high > w->out_height ? high : w->out_height, broad = across > w->out_width ? across : w->out_width;
+    const int64_t rows = tall + back[0], wide = broad + back[1];
+    const int64_t length = up((high - 1) * wide + across, LANES) * LANES, size = w->filters * rows * wide + length;
+    const int64_t most = w->filters * (back[0] + 1) * (back[1] + 1), groups = up(w->channels, FILTERS);
+    real *from = calloc((size_t)size, sizeof(real));
+    real *weight = malloc((size_t)(groups * FILTERS * most) * sizeof(real));
+    real *out = malloc((size_t)(groups * FILTERS * length) * sizeof(real));
+    int64_t *offset = malloc((size_t)most * sizeof(int64_t));
+    const int failed = !from || !weight || !out || !offset;
+    for (int64_t part = 0; !failed && part < stride[0] * stride[1]; part++) {
+        const int64_t py = part / stride[1], px = part % stride[1];
+        int64_t taps = 0;
+        memset(weight, 0, (size_t)(groups * FILTERS * most) * sizeof(real));
+        const int64_t each = (py < kernel[0] ? up(kernel[0] - py, stride[0]) : 0) *
+                             (px < kernel[1] ? up(kernel[1] - px, stride[1]) : 0) * w->filters;
+        for (int64_t k = 0; k < w->filters; k++)
+            for (int64_t y = py; y < kernel[0]; y += stride[0])
+                for (int64_t x = px; x < kernel[1]; x += stride[1]) {
+                    for (int64_t c = 0; c < w->channels; c++)
+                        weight[(c / FILTERS * each + taps) * FILTERS + c % FILTERS] =
+                            w->weight[((k * w->channels + c) * kernel[0] + y) * kernel[1] + x];
+                    offset[taps++] = (k * rows + back[0] - y / stride[0]) * wide + back[1] - x / stride[1];
+                }
+        for (int64_t n = first; n < last; n++) {
+            for (int64_t k = 0; k < w->filters; k++)
+                for (int64_t y = 0; y < w->out_height; y++) {
+                    const real *restrict g = w->g_products + ((n * w->filters + k) * w->out_height + y) * w->out_width;
+                    real *restrict to = from + (k * rows + back[0] + y) * wide + back[1];
+                    EACH for (int64_t x = 0; x < w->out_width; x++) to[x] = g[x];
+                }
+            correlate(from, weight, offset, taps, groups, length, out);
+            const int64_t left = (px + stride[1] - padding[1] % stride[1]) % stride[1];
+            for (int64_t c = 0; c < w->channels; c++)
+                for (int64_t y = (py + stride[0] - padding[0] % stride[0]) % stride[0]; y < w->height; y += stride[0]) {
+                    real *restrict to = w->g_u + ((n * w->channels + c) * w->height + y) * w->width + left;
+                    const real *restrict row =
+                        out + c * length + (y + padding[0]) / stride[0] * wide + (left + padding[1]) / stride[1];
+                    const int64_t count = up(w->width - left, stride[1]);
+                    if (stride[1] == 1)
+                        EACH for (int64_t x = 0; x < count; x++) to[x] = row[x];
+                    else
+                        EACH for (int64_t x = 0; x < count; x++) to[x * stride[1]] = row[x];
+                }
+        }
+    }
+    free(from);
+    free(weight);
+    free(out);
+    free(offset);
+    return failed;
+}
+
+/* The gradient in the weight, of `together` images each; first and last count those heaps of images. */
+int convolution_by_weight(const Window *w, int64_t first, int64_t last)
+{
+    const Flat flat = flat_of(w);
+    const int64_t taps = w->channels * w->kernel[0] * w->kernel[1], filters = up(w->filters, FILTERS) * FILTERS;
+    real *from = calloc((size_t)(w->together * flat.size), sizeof(real));
+    real *grad = calloc((size_t)(w->together * filters * flat.length), sizeof(real));
+    real *out = malloc((size_t)(filters * taps) * sizeof(real));
+    int64_t *offset = calloc((size_t)(taps + TAPS), sizeof(int64_t));
+    const int failed = !from || !grad || !out || !offset;
+    if (!failed) {
+        flat_offsets(w, flat, offset);
+        for (int64_t heap = first; heap < last; heap++) {
+            const int64_t start = heap * w->together;
+            const int64_t count = w->images - start < w->together ? w->images - start : w->together;
+            for (int64_t n = 0; n < count; n++) {
+                flatten(w, flat, w->u + (start + n) * w->channels * w->height * w->width, from + n * flat.size);
+                for (int64_t k = 0; k < w->filters; k++)
+                    for (int64_t y = 0; y < w->out_height; y++) {
+                        const real *restrict g =
+                            w->g_products + (((start + n) * w->filters + k) * w->out_height + y) * w->out_width;
+                        real *restrict to = grad + (n * filters + k) * flat.length + y * flat.wide;
+                        EACH for (int64_t x = 0; x < w->out_width; x++) to[x] = g[x];
+                    }
+            }
+            correlate_weight(from, flat.size, grad, count, offset, taps, filters, flat.length, out);
+            memcpy(w->g_weight + heap * w->filters * taps, out, (size_t)(w->filters * taps) * sizeof(real));
+        }
+    }
+    free(from);
+    free(grad);
+    free(out);
+    free(offset);
+    return failed;
+}
+
+/* ---- the field: s² of every receptive field ------------------------------------------------------------------- */
 
 /* field = ρ² box(Σ u²). */
 int forward_field(const Window *w, int64_t first, int64_t last)

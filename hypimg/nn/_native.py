@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from hypimg.geometry._scalars import ALMOST_ONE
 from hypimg.nn import lorentz
@@ -48,6 +47,7 @@ BLOCK = 128  # pixels whose vectors are worked on together
 LANES = 16  # numbers in the widest register: blocks are multiples of it
 PIXEL_ROWS = 8  # PIXEL of _native.c
 WORTH_A_THREAD = 1 << 15  # numbers
+SUMMED = 1024  # pixels whose gradients in a weight are added up in the tensor's dtype
 
 
 # ---- the compiled loops
@@ -148,10 +148,11 @@ class _Window(ctypes.Structure):
     """Window of _native.c."""
 
     _fields_ = (
-        [(name, ctypes.c_int64) for name in ("channels", "height", "width", "out_height", "out_width")]
+        [(name, ctypes.c_int64) for name in ("channels", "height", "width", "filters", "out_height", "out_width")]
         + [(name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding")]
-        + [("scale", ctypes.c_double)]
-        + [(name, ctypes.c_void_p) for name in ("u", "g_field", "field", "g_u")]
+        + [("images", ctypes.c_int64), ("together", ctypes.c_int64), ("scale", ctypes.c_double)]
+        + [(name, ctypes.c_void_p) for name in ("u", "weight", "g_products", "g_field", "products", "field")]
+        + [(name, ctypes.c_void_p) for name in ("g_u", "g_weight")]
     )
 
 
@@ -339,27 +340,59 @@ class _Run:
         return known
 
 
-def _window(u: Tensor, kernel: torch.Size, out: torch.Size, shape: _Shape, ratio: float) -> _Window:
-    return _Window(
-        channels=u.shape[1], height=u.shape[2], width=u.shape[3], out_height=out[0], out_width=out[1],
-        kernel=tuple(kernel), stride=shape.stride, padding=shape.padding, scale=ratio**2, u=u.data_ptr(),
-    )  # fmt: skip
+class _Convolution:
+    """P = conv2d(u, ρ · weight) and s² = ρ² box(Σ u²), forward and backward."""
+
+    def __init__(self, u: Tensor, weight: Tensor, shape: _Shape) -> None:
+        filters, channels, *kernel = weight.shape
+        self.ratio = lorentz.beta_ratio(math.prod(kernel) * channels, channels)
+        self.u, self.weight = u, (self.ratio * weight.detach()).contiguous()
+        size = [
+            (long + 2 * pad - tap) // step + 1
+            for long, pad, tap, step in zip(u.shape[2:], shape.padding, kernel, shape.stride, strict=True)
+        ]
+        self.out = (len(u), filters, *size)
+        self.library = _library(u.dtype)
+        self.window = _Window(
+            channels=channels, height=u.shape[2], width=u.shape[3], filters=filters, out_height=size[0],
+            out_width=size[1], kernel=tuple(kernel), stride=shape.stride, padding=shape.padding,
+            together=max(1, SUMMED // math.prod(size)), scale=self.ratio**2, u=u.data_ptr(),
+            weight=self.weight.data_ptr(),
+        )  # fmt: skip
+
+    def each(self, name: str, images: int | None = None) -> None:
+        _each(getattr(self.library, name), self.window, images or len(self.u), self.weight.numel() * self.u.numel())
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        products, field = self.u.new_empty(self.out), self.u.new_empty(self.out[0], 1, *self.out[2:])
+        self.window.products, self.window.field = products.data_ptr(), field.data_ptr()
+        self.each("convolution")
+        self.each("forward_field")
+        return products, field
+
+    def by_u(self, g_products: Tensor, g_field: Tensor) -> Tensor:
+        g_u = torch.empty_like(self.u)
+        self.window.g_u = g_u.data_ptr()
+        self.window.g_products, self.window.g_field = g_products.data_ptr(), g_field.data_ptr()
+        self.each("convolution_by_u")
+        self.each("backward_field")
+        return g_u
+
+    def by_weight(self, g_products: Tensor) -> Tensor:
+        heaps = -(-len(self.u) // self.window.together)
+        parts = self.u.new_empty(heaps, *self.weight.shape)
+        self.window.g_weight, self.window.g_products = parts.data_ptr(), g_products.data_ptr()
+        self.window.images = len(self.u)
+        self.each("convolution_by_weight", heaps)
+        return (self.ratio * parts.sum(0, dtype=torch.float64)).to(parts.dtype)
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, weight, shift, steepness, gain, bias, c, skip, shape: _Shape):
-        kernel = weight.shape[2:]
-        ratio = lorentz.beta_ratio(kernel.numel() * u.shape[1], u.shape[1])
         u = u.contiguous()
-        scaled = ratio * weight
-        products = F.conv2d(u, scaled, None, shape.stride, shape.padding).contiguous()
-        images, channels, *out = products.shape
-        field = u.new_empty(images, 1, *out)
-        window = _window(u, kernel, torch.Size(out), shape, ratio)
-        window.field = field.data_ptr()
-        _each(_library(u.dtype).forward_field, window, images, u.numel())
-
+        products, field = _Convolution(u, weight, shape).forward()
+        images, channels = products.shape[:2]
         tangents = torch.empty_like(products)
         run = _Run(shape, products, field, shift, steepness)
         run.tensors(out=tangents, skip=skip)
@@ -382,7 +415,7 @@ class _Layer(torch.autograd.Function):
             ctx.known, ctx.spread, ctx.c = known, spread, at
         else:
             run.each("forward")
-        ctx.shape, ctx.ratio = shape, ratio
+        ctx.shape = shape
         ctx.save_for_backward(
             u, weight, shift, steepness, gain, bias, skip, products, field, tangents if shape.relu else None
         )
@@ -416,17 +449,9 @@ class _Layer(torch.autograd.Function):
         g_shift = torch.from_numpy(sums[:channels]).to(shift.dtype)
         g_steepness = torch.from_numpy(sums[channels:]).to(steepness.dtype)
 
-        mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
-        g_u, g_weight, _ = torch.ops.aten.convolution_backward(
-            g_products, u, ctx.ratio * weight, None, shape.stride, shape.padding, [1, 1], False, [0, 0], 1, mask
-        )
-        if g_u is not None:
-            g_u = g_u.contiguous()
-            window = _window(u, weight.shape[2:], products.shape[2:], shape, ctx.ratio)
-            window.g_field, window.g_u = g_field.data_ptr(), g_u.data_ptr()
-            _each(_library(u.dtype).backward_field, window, len(u), u.numel())
-        if g_weight is not None:
-            g_weight = ctx.ratio * g_weight
+        convolution = _Convolution(u, weight, shape)
+        g_u = convolution.by_u(g_products, g_field) if ctx.needs_input_grad[0] else None
+        g_weight = convolution.by_weight(g_products) if ctx.needs_input_grad[1] else None
         return g_u, g_weight, g_shift, g_steepness, g_gain, g_bias, g_c, g_skip, None
 
 
