@@ -66,7 +66,7 @@ class LayerNorms:
             "last_95": float(np.percentile(last, 95)),
             "change": float(np.abs(norms / norms[:, :1] - 1).max()),
         }
-        return metrics, {"norms": norms, "c": np.float64(self.ball.start_c)}
+        return metrics, {"norms": norms, "c": np.array(self.ball.start_c)}
 
     def _through(self, tangents: torch.Tensor) -> np.ndarray:
         """Mean norms [layers + 1] of the points of these tangent vectors [batch, features] in layers drawn anew."""

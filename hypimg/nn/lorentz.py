@@ -157,6 +157,8 @@ def convolution(
     ratio = beta_ratio(height * width * u.shape[1], u.shape[1])
     products = F.conv2d(u, ratio * p.weight, None, stride, padding)
     field = sum_of_squares(u)
+    if padding[0] > height // 2 or padding[1] > width // 2:  # more than avg_pool2d takes
+        field, padding = F.pad(field, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
     if (height, width) != (1, 1):
         field = F.avg_pool2d(field, (height, width), stride, padding, divisor_override=1)
     elif stride != (1, 1):

@@ -2,7 +2,8 @@
 
 A tangent vector u stands for the point exp₀(u) of the Poincaré ball; here it is always the vector of one pixel's channels
 (dimension 1 of [N, C, H, W]) or the last dimension of [..., n]. Each layer first projects the points that it is given to the
-ball's margin, as the formulas' exp₀ does, and gives back log₀ of its result. So layers of torch that act on tangent vectors
+ball's margin, as the official code's exp₀ does (a convolution: the points of its fields, not those of pixels; tangent
+pooling: none), and gives back log₀ of its result. So layers of torch that act on tangent vectors
 (dropout, reshaping, pooling) stand between them as they are.
 
 Everything is computed in float32 at least, under autocast too; the ball's c may be learned (it is shared, not copied).
@@ -136,11 +137,11 @@ class PoincareLinear(_OfTheBall):
             self.bias.zero_()
 
     def scores(self, tangents: Tensor) -> Tensor:
-        return self.unscaled(self._scores(tangents)).unflatten(0, tangents.shape[:-1])
+        return self.unscaled(self._scores(tangents)).view(*tangents.shape[:-1], self.out_features)
 
     def forward(self, tangents: Tensor) -> Tensor:
         points = lorentz.points_of_scores(self._scores(tangents), self.limit)
-        return self.unscaled(lorentz.tangents_of(points)).unflatten(0, tangents.shape[:-1])
+        return self.unscaled(lorentz.tangents_of(points)).view(*tangents.shape[:-1], self.out_features)
 
     def _scores(self, tangents: Tensor) -> Tensor:
         """√c v_k of all vectors one below another, [B, out_features]."""
@@ -148,7 +149,7 @@ class PoincareLinear(_OfTheBall):
             raise UserError("tangents", tuple(tangents.shape), f"must be [..., {self.in_features}]")
         with torch.autocast(tangents.device.type, enabled=False):
             u = self.scaled(tangents).reshape(-1, self.in_features)
-            planes = lorentz.planes(self.weight, self.bias, self.ball.curvature)
+            planes = _planes(self)
             square = lorentz.sum_of_squares(u)
             return lorentz.scores(u @ planes.weight.T, square, planes, self.limit, self.inverted_lambda)
 
@@ -223,6 +224,11 @@ class PoincareConv2d(_OfTheBall):
         return f"{sides}, padding={self.padding}, bias={self.bias is not None}, init={self.init}"
 
 
+def _planes(layer: PoincareLinear | PoincareConv2d) -> lorentz.Planes:
+    bias = None if layer.bias is None else _in_full_precision(layer.bias)
+    return lorentz.planes(_in_full_precision(layer.weight), bias, layer.ball.curvature)
+
+
 class PoincareBatchNorm2d(_OfTheBall):
     """Batch norm of Poincaré ResNet: tangent vectors [N, num_features, H, W] → the same shape.
 
@@ -236,7 +242,8 @@ class PoincareBatchNorm2d(_OfTheBall):
         images beside it. `running`: of the batch in training, in evaluation the exponential average with `momentum`
         (None: the plain average) of what training saw. `frozen`: always those stored. The attribute may be set later.
         Stored are the average point of the means, in Lorentz coordinates of the unit hyperboloid, and of the variances.
-    Raises UserError for other channels.   Source: PR, section 3 and the midpoint batch normalisation.
+    Raises UserError for other channels, and where statistics are frozen that were never stored or loaded.
+    Source: PR, section 3 and the midpoint batch normalisation.
     """
 
     running_mean: Tensor
@@ -264,6 +271,11 @@ class PoincareBatchNorm2d(_OfTheBall):
         self.register_buffer("running_variance", torch.ones(()))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("newton", torch.zeros(()), persistent=False)
+        self._has_stored = False  # batches_seen > 0, known without a look at the device
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._has_stored = bool(self.batches_seen > 0)
 
     @property
     def by_batch(self) -> bool:
@@ -271,15 +283,15 @@ class PoincareBatchNorm2d(_OfTheBall):
         return self.statistics == "batch" or (self.statistics == "running" and self.training)
 
     def spec(self) -> lorentz.Norm:
-        c = self.ball.curvature
-        return lorentz.Norm(self.weight, self.bias * c**0.5, c, self.eps, self.mean == "frechet")
+        c, gain, bias = self.ball.curvature, _in_full_precision(self.weight), _in_full_precision(self.bias)
+        return lorentz.Norm(gain, bias * c**0.5, c, self.eps, self.mean == "frechet")
 
     def stored(self) -> tuple[Tensor, Tensor]:
         """Mean point [1, C, 1, 1] and variance [] of the stored statistics."""
-        square = self.running_mean.double().square().sum()
+        mean, variance = _in_full_precision(self.running_mean), _in_full_precision(self.running_variance)
         excess = self.running_excess.double()
-        length = (1 + excess * (2 + excess) - square).clamp(min=1e-30).sqrt()
-        return (self.running_mean / length).to(self.running_mean.dtype).view(1, -1, 1, 1), self.running_variance
+        length = (1 + excess * (2 + excess) - mean.double().square().sum()).clamp(min=1e-30).sqrt()
+        return (mean / length).to(mean.dtype).view(1, -1, 1, 1), variance
 
     @torch.no_grad()
     def observe(self, mean: Tensor, variance: Tensor, newton: Tensor) -> None:
@@ -290,9 +302,12 @@ class PoincareBatchNorm2d(_OfTheBall):
             share = 1 / self.batches_seen.to(mean.dtype)
             if self.momentum is not None:
                 share = share.clamp(min=self.momentum)  # the first batches count alike: nothing to average them with
-            self.running_mean.lerp_(mean.flatten(), share)
-            self.running_excess.lerp_(lorentz.excess(lorentz.sum_of_squares(mean)).squeeze(), share)
-            self.running_variance.lerp_(variance, share)
+            excess = lorentz.excess(lorentz.sum_of_squares(mean)).squeeze()
+            stored = (self.running_mean, self.running_excess, self.running_variance)
+            for average, seen in zip(stored, (mean.flatten(), excess, variance), strict=True):
+                average.lerp_(seen.to(average.dtype), share.to(average.dtype))
+            if not self._has_stored:
+                self._has_stored = True
 
     def forward(self, tangents: Tensor) -> Tensor:
         _check_images(tangents, self.num_features)
@@ -304,6 +319,8 @@ class PoincareBatchNorm2d(_OfTheBall):
         """The same for points in Lorentz coordinates, see `lorentz`."""
         norm = self.spec()
         if not self.by_batch:
+            if self.statistics == "frozen" and not self._has_stored:
+                raise UserError("statistics", "frozen", "none were stored; train with statistics=running, or load some")
             return lorentz.moved(points, *self.stored(), norm, self.limit)[0]
         if norm.frechet:
             mean, newton = lorentz.frechet_mean(points)
@@ -342,7 +359,7 @@ def fused(
     if sides[0] < conv.kernel_size[0] or sides[1] < conv.kernel_size[1]:
         raise UserError("tangents", tuple(u.shape), f"are smaller than the field {conv.kernel_size} of the convolution")
     with torch.autocast(u.device.type, enabled=False):
-        planes = lorentz.planes(conv.weight, conv.bias, conv.ball.curvature)
+        planes = _planes(conv)
         window = (planes, conv.stride, conv.padding, conv.limit, conv.inverted_lambda)
         if norm is None or norm.by_batch:
             layer = _native.layer if _native.usable(u) else lorentz.layer

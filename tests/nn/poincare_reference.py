@@ -83,11 +83,11 @@ def fully_connected(x, z, r, c, margin, inverted=False):
     return project(w / (1 + (1 + c * (w * w).sum(-1, keepdim=True)).sqrt()), c, margin)
 
 
-def concatenate(points, c, margin):
-    """β-concatenation of points of equal size."""
-    size = points[0].shape[-1]
-    ratio = float(beta(len(points) * size / 2, 0.5) / beta(size / 2, 0.5))
-    return exp0(torch.cat([ratio * log0(x, c) for x in points], -1), c, margin)
+def concatenate(tangents, c, margin):
+    """β-concatenation of points of equal size, given by their log₀ (so projected as one point, not one by one)."""
+    size = tangents[0].shape[-1]
+    ratio = float(beta(len(tangents) * size / 2, 0.5) / beta(size / 2, 0.5))
+    return exp0(torch.cat([ratio * u for u in tangents], -1), c, margin)
 
 
 def midpoint(x, c):
@@ -128,10 +128,10 @@ def convolution(layer, u):
     """Field by field: tangent vectors [N, C, H, W] → [N, K, H′, W′]."""
     c, margin = layer.ball.curvature, layer.ball.margin
     (height, width), (down, right), (top, left) = layer.kernel_size, layer.stride, layer.padding
-    x = nn.functional.pad(exp0(u.movedim(1, -1), c, margin), (0, 0, left, left, top, top))
-    last_row, last_column = x.shape[1] - height, x.shape[2] - width
+    u = nn.functional.pad(u.movedim(1, -1), (0, 0, left, left, top, top))
+    last_row, last_column = u.shape[1] - height, u.shape[2] - width
     field = [
-        x[:, row : row + last_row + 1 : down, column : column + last_column + 1 : right]
+        u[:, row : row + last_row + 1 : down, column : column + last_column + 1 : right]
         for row in range(height)
         for column in range(width)
     ]
@@ -224,9 +224,9 @@ def _gradients(total: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 def agree(found: Tensor, expected: Tensor, inputs: dict[str, Tensor], value: float = 1e-10, slope: float = 1e-8):
     """Two outputs are one within `value`, and the gradients of one random sum of them in all inputs within `slope`."""
-    assert gap(found.detach(), expected.detach()) < value
+    assert gap(found.detach(), expected.detach()) < value, gap(found.detach(), expected.detach())
     weights = tensor(*expected.shape, seed=77)
     ours, theirs = (_gradients((weights * y).sum(), inputs) for y in (found, expected))
     for name, a, b in zip(inputs, ours, theirs, strict=True):
-        assert gap(a, b) < slope, name
+        assert gap(a, b) < slope, f"{name}: {gap(a, b)}"
         assert b.abs().max() > 0, f"{name} takes no part"
