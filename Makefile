@@ -17,8 +17,9 @@ TABLE_ARGS = $(if $(BUDGET),budget=$(BUDGET)) $(if $(SEEDS),seeds=$(SEEDS)) jobs
 
 .PHONY: help setup demo test test-all lint data hyperbolicity reproduce-table1 reproduce-table2 reproduce-table3 \
 	reproduce-table3-curvature reproduce-table4 reproduce-table5 reproduce-table7 reproduce-cifar-fs \
-	reproduce-cifar-fs-tuning reproduce-cifar-fs-sweep reproduce-birds2010 reproduce-fig1 reproduce-fig3 reproduce-fig5 reproduce-fig6 \
-	benchmark benchmark-geometry benchmark-fewshot clean
+	reproduce-cifar-fs-tuning reproduce-cifar-fs-sweep reproduce-birds2010 reproduce-pr-table1 reproduce-pr-fig2 \
+	reproduce-pr-fig3 reproduce-fig1 reproduce-fig3 reproduce-fig5 reproduce-fig6 \
+	benchmark benchmark-geometry benchmark-fewshot benchmark-poincare clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-28s %s\n", $$1, $$2}'
@@ -98,6 +99,16 @@ reproduce-fig5: setup  ## HIE Figure 5: the distributions behind Table 3, from i
 reproduce-birds2010: setup  ## the CUB pipeline on 294 photographs of the older CUB-200; comparable with nothing
 	@$(RUN) scripts/reproduce.py birds2010 $(TABLE_ARGS)
 
+reproduce-pr-table1: setup  ## PR Table 1: Fréchet against midpoint batch norm on CIFAR-10, accuracy and time
+	@$(RUN) scripts/reproduce.py pr_table1 $(TABLE_ARGS)
+
+reproduce-pr-fig2: setup  ## PR Figure 2: norms through ten layers (no training); plain networks by initialisation
+	@$(RUN) scripts/reproduce.py pr_fig2a device=$(DEVICE) $(if $(FRESH),fresh=$(FRESH)) $(ARGS)
+	@$(RUN) scripts/reproduce.py pr_fig2 $(TABLE_ARGS)
+
+reproduce-pr-fig3: setup  ## PR Figure 3: Poincaré ResNet-20 with and without ReLU, and at three curvatures
+	@$(RUN) scripts/reproduce.py pr_fig3 $(TABLE_ARGS)
+
 benchmark: setup  ## speed of the training loop, both arms in one process; one JSON line each
 	@$(RUN) benchmarks/training.py
 
@@ -112,6 +123,11 @@ benchmark-geometry: setup  ## speed and digits of the geometry against geoopt an
 benchmark-fewshot: setup  ## speed of few-shot evaluation and of augmentation in batch; one JSON line each
 	$(RUN) benchmarks/fewshot.py
 	$(RUN) benchmarks/augment.py > benchmarks/augment.jsonl
+
+benchmark-poincare: setup  ## Poincaré ResNet-20's training step against HypLL and the Euclidean one (minutes)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(RUN) benchmarks/poincare_resnet.py
+	$(RUN) benchmarks/speed_report.py
 
 clean:  ## remove what tools left behind; runs, results, data and .venv stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info outputs multirun

@@ -15,6 +15,8 @@ from hypimg.data.dataset import ImageDataset
 from hypimg.data.datasets.digits import Digits
 from hypimg.data.datasets.miniimagenet import CLASSES as MINI_IMAGENET
 from hypimg.data.store import Decoded, ImageStore, open_or_fill
+from hypimg.tables import manifest as manifests
+from hypimg.tables import runner
 from hypimg.training.loggers import read_metrics
 
 RAGGED = {"birds2010", "cub", "miniimagenet"}  # their stores keep the photographs' own sizes
@@ -105,14 +107,17 @@ def _run(words: list[str], tmp_path: Path) -> tuple[Path, dict[str, float]]:
 @pytest.mark.parametrize("experiment", config.members("experiment"))
 def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
     folder, metrics = _run(_small(experiment), tmp_path)
-    assert 0 <= metrics["val/accuracy"] <= 1
+    assert all(0 <= value <= 1 for name, value in metrics.items() if name.endswith("accuracy"))
+    assert ("val/accuracy" in metrics) == (not experiment.startswith("pr_")), "there all training images train"
     if "fewshot/accuracy" in metrics:
         (scores,) = (folder / "evaluations").glob("*.npz")
         with np.load(scores) as arrays:
             assert arrays["accuracies"].shape == (EPISODES,)
             assert metrics["fewshot/accuracy"] == pytest.approx(arrays["accuracies"].mean())
+    elif experiment.startswith("pr_"):
+        assert {"test/accuracy", "by_batch/accuracy"} <= metrics.keys()
     else:
-        assert 0 <= metrics["test/accuracy"] <= 1 and any(name.startswith("ood_") for name in metrics)
+        assert "test/accuracy" in metrics and any(name.startswith("ood_") for name in metrics)
 
 
 ARMS = {
@@ -232,3 +237,39 @@ def test_a_few_shot_run_stopped_between_steps_goes_on_to_the_same_bits(
     assert taken == [1, 2]
     a, b = (torch.load(f / "checkpoints" / "last.pt", weights_only=True)["state"]["model"] for f in (whole, cut))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_tables_of_poincare_resnet_run(tmp_path: Path) -> None:
+    """Both arms, their times and the figure's curves, from trainings of two steps of the smallest networks."""
+    small = ["trainer.epochs=1", "objective.batch_size=100", "backbone.depth=8", "backbone.widths=[2,2,2]"]
+    settings = [f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}", "logger=csv", "threads=1"]
+
+    def reproduced(name: str, column: str, rows: set[str]) -> str:
+        """One column of a table: each config that is composed takes its time."""
+        raw = manifests.read(manifests.EXPERIMENTS / f"{name}.yaml", name)
+        assert isinstance(raw, dict)
+        position = list(raw["columns"]).index(column)
+        raw["columns"] = {column: raw["columns"][column]}
+        raw["rows"] = {key: row for key, row in raw["rows"].items() if key in rows}
+        raw["budgets"]["cpu"] = small
+        for row in raw["rows"].values():
+            row["paper"] = [row["paper"][position]] if "paper" in row else None
+            row.pop("cells", None)
+            if row.get("evaluator") == "step_time":
+                row["evaluator"] = {"name": "step_time", "turns": 1}
+        table = manifests.parse(name, raw | {"compare": []})
+        results = tmp_path / "results"
+        assert runner.reproduce(table, "cpu", settings=[*settings, "device=cpu"], results=results) == 0
+        return (results / name / "table_cpu.md").read_text()
+
+    arms = {"frechet", "midpoint", "midpoint_frozen", "euclidean", "time_change", "time_euclidean"}
+    text = reproduced("pr_table1", "ResNet-20 official", arms)
+    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line[:1] == "|"}
+    assert "undefined" not in text and "not run" not in text
+    assert rows["midpoint against Fréchet mean (% of the time) ↓"].endswith("† (paper −23)")
+    assert float(rows["*ours:* midpoint against the Euclidean network (times) ↓"].rstrip(" †")) > 0
+    reproduced("pr_fig3", "official", {"ReLU", "c=0.1", "c=1"})
+    drawn = tmp_path / "results" / "pr_fig3" / "cpu"
+    assert sorted(path.suffix for path in drawn.iterdir()) == [".csv", ".pdf", ".png", ".txt"]
+    assert len((drawn / "pr_fig3.csv").read_text().splitlines()) == 1 + 3
+    assert len(list((tmp_path / "runs" / "pr_cifar10").iterdir())) == 3 + 1, "c = 0.1 with ReLU is the table's midpoint"

@@ -11,9 +11,9 @@ from hypimg.figures.training import QUANTITIES, Training, draw_curves, read, wri
 # Columns and rows of experiments/pr_fig2.yaml.
 PANELS = {
     "ConvNet-5": "(b) 5 layers",
-    "ConvNet-5 official": "5 layers, official code's",
+    "ConvNet-5 official": "5 layers, official",
     "ConvNet-7": "(c) 7 layers",
-    "ConvNet-7 official": "7 layers, official code's",
+    "ConvNet-7 official": "7 layers, official",
     "ResNet-20": "ours: ResNet-20",
 }
 ARMS = {

@@ -46,6 +46,7 @@ def draw(scores: dict[tuple[str, str], Path], out_dir: Path) -> list[Path]:
                 ax.set_title(f"c = {float(stored['c']):g}", pad=3)
             ax.set(xlabel="layer", yscale="log")
             ax.set_xticks(layers[::2])
+            ax.minorticks_off()
         axes[0].set_ylabel("mean norm in the ball")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, columnspacing=1.2)
         return save(figure, out_dir / "pr_fig2a", caption(draws))

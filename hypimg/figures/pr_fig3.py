@@ -8,10 +8,10 @@ from hypimg.errors import UserError
 from hypimg.figures import PAGE_WIDTH, save, style
 from hypimg.figures.training import QUANTITIES, Training, draw_curves, read, write_csv
 
-# Rows of experiments/pr_fig3.yaml, by panel; and its columns.
+# Rows of experiments/pr_fig3.yaml, by panel: label, and number of the colour; one run stands in both panels.
 PANELS = {
-    "ReLU": {"ReLU": "with ReLU", "no ReLU": "without ReLU"},
-    "curvature": {"c=0.01": "c = 0.01", "c=0.1": "c = 0.1", "c=1": "c = 1"},
+    "ReLU": {"ReLU": ("with ReLU", 0), "no ReLU": ("without ReLU", 1)},
+    "curvature": {"c=0.01": ("c = 0.01", 2), "c=0.1": ("c = 0.1", 0), "c=1": ("c = 1", 5)},
 }
 COLUMNS = {"paper": "the paper's formulas", "official": "the official code's"}
 
@@ -30,17 +30,15 @@ def draw(scores: dict[tuple[str, str], Path], out_dir: Path) -> list[Path]:
         raise UserError("figure", "pr_fig3", "no cell has scores; run make reproduce-pr-fig3 first")
     with style():
         figure = Figure(figsize=(PAGE_WIDTH, 0.36 * PAGE_WIDTH * len(columns)), layout="constrained")
-        axes = figure.subplots(len(columns), len(PANELS), squeeze=False, sharex=True, sharey=True)
+        axes = figure.subplots(len(columns), len(PANELS), squeeze=False, sharey=True)
         drawn: dict[str, list[Training]] = {}
         for line, column in zip(axes, columns, strict=True):
-            first = 0  # the number of the panel's first arm: no colour stands for two
             for ax, (panel, rows) in zip(line, PANELS.items(), strict=True):
                 arms = {
                     number: read(label, scores[row, column])
-                    for number, (row, label) in enumerate(rows.items(), start=first)
+                    for row, (label, number) in rows.items()
                     if (row, column) in scores
                 }
-                first += len(rows)
                 draw_curves(ax, arms, "accuracy")
                 ax.set_title(panel if len(columns) == 1 else f"{panel}, {COLUMNS[column]}", pad=3)
                 if arms:
@@ -57,6 +55,6 @@ def caption(columns: list[str], drawn: dict[str, list[Training]]) -> str:
         f"Poincaré ResNet-20 (4, 8, 16) on CIFAR-10, {' and '.join(COLUMNS[column] for column in columns)}; one "
         f"training of {' or '.join(map(str, epochs))} epochs per curve (the lowest seed). Left: with and without ReLU, "
         "c = 0.1. Right: three curvatures −c, with ReLU. Curves: accuracy over each epoch's training batches, "
-        "augmented; all 50,000 images train. Open marks: accuracy on the test images after the last epoch, in batches of 128 by their "
-        "own statistics."
+        "augmented; all 50,000 images train. Open marks: accuracy on the test images after the last epoch, in batches "
+        "of 128 by their own statistics."
     )

@@ -47,8 +47,14 @@ def read(label: str, scores: Path) -> Training:
 
 
 def draw_curves(ax: Axes, trainings: Mapping[int, Training], quantity: str) -> None:
-    """A curve per training, in the colour and shape of its number; of the accuracy also the test's, an open mark."""
-    longest = max((len(training.loss) for training in trainings.values()), default=1)
+    """A curve per training, in the colour and shape of its number; of the accuracy also the test's, an open mark.
+
+    An axis without trainings is taken away.
+    """
+    if not trainings:
+        ax.set_axis_off()
+        return
+    longest = max(len(training.loss) for training in trainings.values())
     for number, training in trainings.items():
         colour, shape = COLOURS[number % len(COLOURS)], SHAPES[number % len(SHAPES)]
         values = training.loss if quantity == "loss" else 100 * training.accuracy

@@ -33,16 +33,17 @@ typedef double real;
 #define EACH _Pragma("omp simd")
 #define EACH_SUM(s) _Pragma(#s)
 
-#define LARGEST_BLOCK 256
+#define LARGEST_BLOCK 1024
 #define LARGEST_ANGLE R(30)
 #define SINGULAR R(1e-12)
+#define SHORTEST_DIRECTION 1e-15
 
 /* What is kept of a pixel between passes: rows of Job.pixel. */
 enum { CAP, SLOPE, LEVEL, SLOPE_BY, LEVEL_BY, TIME, PULL, GAP, PIXEL };
 
 typedef struct {
     int64_t channels, pixels, block, blocks; /* K, H′W′, pixels in a block, blocks of an image */
-    int64_t inverted, relu, frechet;
+    int64_t inverted, relu, normed, frechet;
     double limit;                     /* of tangents; of points it is sinh(2 limit) */
     double m, b, f, gain, c;          /* excesses of mean and bias, their gap, γ/(variance + eps) */
     double g_distance2, g_time;       /* backward: of each d² and of each excess, through the variance and the mean */
@@ -454,7 +455,7 @@ static void unprojected_backward(const Job *j, const Block *at, const real *rest
 
 /* ---- passes without a norm ------------------------------------------------------------------------------------ */
 
-int forward(const Job *j, int64_t first, int64_t last)
+static int forward(const Job *j, int64_t first, int64_t last)
 {
     Row slope, level, slope_by, level_by, cap, square;
     for (int64_t n = first; n < last; n++)
@@ -469,7 +470,7 @@ int forward(const Job *j, int64_t first, int64_t last)
 }
 
 /* sums: shift [K], steepness [K]. */
-int backward(const Job *j, int64_t first, int64_t last)
+static int backward(const Job *j, int64_t first, int64_t last)
 {
     Row cap, square;
     for (int64_t n = first; n < last; n++) {
@@ -492,7 +493,7 @@ int backward(const Job *j, int64_t first, int64_t last)
 /* ---- passes with a norm --------------------------------------------------------------------------------------- */
 
 /* W → points. sums: W [K], x. */
-int forward_points(const Job *j, int64_t first, int64_t last)
+static int forward_points(const Job *j, int64_t first, int64_t last)
 {
     Row slope, level, slope_by, level_by, cap, square;
     for (int64_t n = first; n < last; n++) {
@@ -758,7 +759,7 @@ int backward_moved(const Job *j, int64_t first, int64_t last)
 }
 
 /* The rest: what comes through variance and mean, and on to P. sums: shift [K], steepness [K]. */
-int backward_points(const Job *j, int64_t first, int64_t last)
+static int backward_points(const Job *j, int64_t first, int64_t last)
 {
     const int64_t channels = j->channels;
     const real m = (real)j->m, to_gap = (real)(2 * j->g_distance2), g_time = (real)j->g_time;
@@ -983,7 +984,7 @@ static void flatten(const Window *w, Flat flat, const real *u, real *restrict to
 }
 
 /* P = conv(u, weight). */
-int convolution(const Window *w, int64_t first, int64_t last)
+static int convolution(const Window *w, int64_t first, int64_t last)
 {
     const Flat flat = flat_of(w);
     const int64_t taps = w->channels * w->kernel[0] * w->kernel[1], groups = up(w->filters, FILTERS);
@@ -1016,7 +1017,7 @@ int convolution(const Window *w, int64_t first, int64_t last)
 }
 
 /* The gradient in u: per remainder of a pixel by the stride a convolution with the taps that reach such pixels. */
-int convolution_by_u(const Window *w, int64_t first, int64_t last)
+static int convolution_by_u(const Window *w, int64_t first, int64_t last)
 {
     const int64_t *stride = w->stride, *kernel = w->kernel, *padding = w->padding;
     const int64_t back[2] = {(kernel[0] - 1) / stride[0], (kernel[1] - 1) / stride[1]};
@@ -1075,7 +1076,7 @@ int convolution_by_u(const Window *w, int64_t first, int64_t last)
 }
 
 /* The gradient in the weight, of `together` images each; first and last count those heaps of images. */
-int convolution_by_weight(const Window *w, int64_t first, int64_t last)
+static int convolution_by_weight(const Window *w, int64_t first, int64_t last)
 {
     const Flat flat = flat_of(w);
     const int64_t taps = w->channels * w->kernel[0] * w->kernel[1], filters = up(w->filters, FILTERS) * FILTERS;
@@ -1113,7 +1114,7 @@ int convolution_by_weight(const Window *w, int64_t first, int64_t last)
 /* ---- the field: s² of every receptive field ------------------------------------------------------------------- */
 
 /* field = ρ² box(Σ u²). */
-int forward_field(const Window *w, int64_t first, int64_t last)
+static int forward_field(const Window *w, int64_t first, int64_t last)
 {
     const int64_t size = w->height * w->width, wide = w->width + 2 * w->padding[1];
     const int64_t high = w->height + 2 * w->padding[0], across = w->out_width;
@@ -1153,7 +1154,7 @@ int forward_field(const Window *w, int64_t first, int64_t last)
 }
 
 /* g_u += 2 ρ² u boxᵀ(g_field). */
-int backward_field(const Window *w, int64_t first, int64_t last)
+static int backward_field(const Window *w, int64_t first, int64_t last)
 {
     const int64_t size = w->height * w->width, wide = w->width + 2 * w->padding[1];
     const int64_t high = w->height + 2 * w->padding[0], across = w->out_width;
@@ -1189,4 +1190,92 @@ int backward_field(const Window *w, int64_t first, int64_t last)
     free(plane);
     free(rows);
     return failed;
+}
+
+/* ---- convolution and points together, heap by heap: what one pass wrote is in the cache of the next ------------ */
+
+static inline int64_t end_of(const Window *w, int64_t heap)
+{
+    const int64_t end = (heap + 1) * w->together;
+    return end < w->images ? end : w->images;
+}
+
+/* u → P and s² → with a norm the points and their sums, else the tangents. first and last count heaps. */
+int forward_layer(const Job *j, const Window *w, int64_t first, int64_t last)
+{
+    for (int64_t heap = first; heap < last; heap++) {
+        const int64_t start = heap * w->together, end = end_of(w, heap);
+        if (convolution(w, start, end) || forward_field(w, start, end)) return 1;
+        if (j->normed ? forward_points(j, start, end) : forward(j, start, end)) return 1;
+    }
+    return 0;
+}
+
+/* The gradient in the points (with a norm) or the tangents → those in shift, steepness, weight, u. */
+int backward_layer(const Job *j, const Window *w, int64_t first, int64_t last)
+{
+    for (int64_t heap = first; heap < last; heap++) {
+        const int64_t start = heap * w->together, end = end_of(w, heap);
+        if (j->normed ? backward_points(j, start, end) : backward(j, start, end)) return 1;
+        if (w->g_weight && convolution_by_weight(w, heap, heap + 1)) return 1;
+        if (w->g_u && (convolution_by_u(w, start, end) || backward_field(w, start, end))) return 1;
+    }
+    return 0;
+}
+
+/* ---- hyperplanes ------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    int64_t count, size;    /* K, numbers of a z_k */
+    double root;            /* √c */
+    const real *z, *r;      /* [K, size], [K] or null */
+    real *weight, *shift, *steepness;
+    const real *g_weight, *g_shift, *g_steepness;
+    real *g_z, *g_r;        /* g_r may be null */
+    double *g_c;            /* [] or null */
+} PlanesJob;
+
+/* Of plane k: ‖z‖, at least SHORTEST_DIRECTION, shift = sinh(2√c r), which is linear from LARGEST_ANGLE on, and its derivative in 2√c r. */
+static void plane(const PlanesJob *j, int64_t k, double *norm, double *shift, double *slope)
+{
+    double square = 0;
+    for (int64_t i = 0; i < j->size; i++) square += (double)j->z[k * j->size + i] * (double)j->z[k * j->size + i];
+    *norm = square < SHORTEST_DIRECTION * SHORTEST_DIRECTION ? SHORTEST_DIRECTION : sqrt(square);
+    const double most = (double)LARGEST_ANGLE, angle = j->r ? 2 * j->root * (double)j->r[k] : 0;
+    const int beyond = fabs(angle) > most;
+    *shift = beyond ? angle * (sinh(most) / most) : sinh(angle);
+    *slope = beyond ? sinh(most) / most : cosh(angle);
+}
+
+int planes(const PlanesJob *j)
+{
+    for (int64_t k = 0; k < j->count; k++) {
+        double norm, shift, slope;
+        plane(j, k, &norm, &shift, &slope);
+        const double scale = sqrt(1 + shift * shift) / norm;
+        for (int64_t i = k * j->size; i < (k + 1) * j->size; i++) j->weight[i] = (real)(scale * (double)j->z[i]);
+        j->shift[k] = (real)shift;
+        j->steepness[k] = (real)(2 * norm);
+    }
+    return 0;
+}
+
+int planes_backward(const PlanesJob *j)
+{
+    double g_c = 0;
+    for (int64_t k = 0; k < j->count; k++) {
+        double norm, shift, slope, g_scale = 0;
+        plane(j, k, &norm, &shift, &slope);
+        const double time = sqrt(1 + shift * shift), inverse = 1 / norm, scale = inverse * time;
+        for (int64_t i = k * j->size; i < (k + 1) * j->size; i++) g_scale += (double)j->g_weight[i] * (double)j->z[i];
+        const int held = norm == SHORTEST_DIRECTION;
+        const double along = held ? 0 : (2 * (double)j->g_steepness[k] - g_scale * scale * inverse) * inverse;
+        for (int64_t i = k * j->size; i < (k + 1) * j->size; i++)
+            j->g_z[i] = (real)(scale * (double)j->g_weight[i] + along * (double)j->z[i]);
+        const double g_angle = ((double)j->g_shift[k] + g_scale * inverse * shift / time) * slope;
+        if (j->g_r) j->g_r[k] = (real)(2 * j->root * g_angle);
+        if (j->r) g_c += g_angle * (double)j->r[k] / j->root;
+    }
+    if (j->g_c) *j->g_c = g_c;
+    return 0;
 }

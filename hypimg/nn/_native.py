@@ -39,15 +39,17 @@ LOG = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("_native.c")
 # No -ffast-math: it would swallow NaN and flush small numbers to 0 in the whole process.
-FLAGS = ["-O3", "-mprefer-vector-width=512", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
+FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
+FLAGS += ["-fno-tree-loop-distribute-patterns"]  # rows are short: a call of memcpy for each costs more than the copy
 LINK = ["-shared", "-fPIC"]
 COMPILE_SECONDS = 120
 
-BLOCK = 128  # pixels whose vectors are worked on together
+BLOCK = 1024  # pixels whose vectors are worked on together, at most (LARGEST_BLOCK of _native.c)
+BLOCK_NUMBERS = 1 << 14  # in their vectors, so that a block's tensors stay in the cache
 LANES = 16  # numbers in the widest register: blocks are multiples of it
 PIXEL_ROWS = 8  # PIXEL of _native.c
 WORTH_A_THREAD = 1 << 15  # numbers
-SUMMED = 1024  # pixels whose gradients in a weight are added up in the tensor's dtype
+TOGETHER = 2048  # pixels that go through a layer's steps together and whose gradients in a weight are summed
 
 
 # ---- the compiled loops
@@ -134,7 +136,8 @@ class _Job(ctypes.Structure):
     """Job of _native.c."""
 
     _fields_ = (
-        [(name, ctypes.c_int64) for name in ("channels", "pixels", "block", "blocks", "inverted", "relu", "frechet")]
+        [(name, ctypes.c_int64) for name in ("channels", "pixels", "block", "blocks", "inverted", "relu")]
+        + [(name, ctypes.c_int64) for name in ("normed", "frechet")]
         + [(name, ctypes.c_double) for name in ("limit", "m", "b", "f", "gain", "c", "g_distance2", "g_time")]
         + [(name, ctypes.c_double) for name in ("old_m", "pull_mean")]
         + [(name, ctypes.c_void_p) for name in ("products", "field", "shift", "steepness", "skip", "tangents", "grad")]
@@ -153,6 +156,16 @@ class _Window(ctypes.Structure):
         + [("images", ctypes.c_int64), ("together", ctypes.c_int64), ("scale", ctypes.c_double)]
         + [(name, ctypes.c_void_p) for name in ("u", "weight", "g_products", "g_field", "products", "field")]
         + [(name, ctypes.c_void_p) for name in ("g_u", "g_weight")]
+    )
+
+
+class _PlanesJob(ctypes.Structure):
+    """PlanesJob of _native.c."""
+
+    _fields_ = (
+        [("count", ctypes.c_int64), ("size", ctypes.c_int64), ("root", ctypes.c_double)]
+        + [(name, ctypes.c_void_p) for name in ("z", "r", "weight", "shift", "steepness")]
+        + [(name, ctypes.c_void_p) for name in ("g_weight", "g_shift", "g_steepness", "g_z", "g_r", "g_c")]
     )
 
 
@@ -178,16 +191,16 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-def _each(function: Callable, job: ctypes.Structure, images: int, work: int) -> None:
-    """function(job, first, last) over all images, in as many threads as torch uses."""
-    threads = min(torch.get_num_threads(), images, max(work // WORTH_A_THREAD, 1))
-    pointer = ctypes.byref(job)
+def _each(function: Callable, jobs: list, count: int, work: int) -> None:
+    """function(*jobs, first, last) over all of `count`, in as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), count, max(work // WORTH_A_THREAD, 1))
+    pointers = [ctypes.byref(job) for job in jobs]
+    ends = [ctypes.c_int64(count * k // threads) for k in range(threads + 1)]
     if threads == 1:
-        failed = [function(pointer, ctypes.c_int64(0), ctypes.c_int64(images))]
+        failed = [function(*pointers, *ends)]
     else:
-        ends = [ctypes.c_int64(images * k // threads) for k in range(threads + 1)]
-        pool = _pool(threads, os.getpid())
-        futures = [pool.submit(function, pointer, *ends[k : k + 2]) for k in range(threads)]
+        pool = _pool(torch.get_num_threads(), os.getpid())
+        futures = [pool.submit(function, *pointers, *ends[k : k + 2]) for k in range(threads)]
         failed = [future.result() for future in futures]
     if any(failed):
         raise MemoryError("no memory for a block of pixels")
@@ -266,6 +279,49 @@ def _newton_backward(known: _Mean, grad: np.ndarray) -> np.ndarray:
     return np.linalg.solve(hessian, g_step)
 
 
+# ---- hyperplanes
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class _Planes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, r, c):
+        z, r = z.contiguous(), None if r is None else r.to(z.dtype).contiguous()
+        weight, shift, steepness = torch.empty_like(z), z.new_empty(len(z)), z.new_empty(len(z))
+        ctx.root = math.sqrt(c)
+        job = _PlanesJob(
+            count=len(z), size=z[0].numel(), root=ctx.root, z=z.data_ptr(), r=_address(r), weight=weight.data_ptr(),
+            shift=shift.data_ptr(), steepness=steepness.data_ptr(),
+        )  # fmt: skip
+        _library(z.dtype).planes(ctypes.byref(job))
+        ctx.save_for_backward(z, r)
+        ctx.c = c if isinstance(c, Tensor) else None
+        return weight, shift, steepness
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        z, r = ctx.saved_tensors
+        g_weight, g_shift, g_steepness = (grad.contiguous() for grad in grads)
+        g_z, g_r = torch.empty_like(z), None if r is None else torch.empty_like(r)
+        g_c = z.new_empty((), dtype=torch.float64)
+        job = _PlanesJob(
+            count=len(z), size=z[0].numel(), root=ctx.root, z=z.data_ptr(), r=_address(r),
+            g_weight=g_weight.data_ptr(), g_shift=g_shift.data_ptr(), g_steepness=g_steepness.data_ptr(),
+            g_z=g_z.data_ptr(), g_r=_address(g_r), g_c=g_c.data_ptr(),
+        )  # fmt: skip
+        _library(z.dtype).planes_backward(ctypes.byref(job))
+        return g_z, g_r, g_c.to(ctx.c.dtype).view(ctx.c.shape) if ctx.needs_input_grad[2] else None
+
+
+def planes(z: Tensor, r: Tensor | None, c: Tensor | float) -> lorentz.Planes:
+    """lorentz.planes, of tensors that are `usable`; differentiable once."""
+    return lorentz.Planes(*_Planes.apply(z, r, c))
+
+
 # ---- the layer
 
 
@@ -291,11 +347,12 @@ class _Run:
         self.library = _library(self.dtype)
         self.held: list = []  # what the job's pointers need alive
         self.real = np.float32 if self.dtype == torch.float32 else np.float64
-        block = min(BLOCK, -(-self.pixels // LANES) * LANES)
+        block = min(BLOCK, max(BLOCK_NUMBERS // self.channels, 4 * LANES), self.pixels)
+        block = -(-block // LANES) * LANES
         blocks = -(-self.pixels // block)
         self.job = _Job(
             channels=self.channels, pixels=self.pixels, block=block, blocks=blocks, limit=shape.limit,
-            inverted=shape.inverted, relu=shape.relu, frechet=shape.frechet,
+            inverted=shape.inverted, relu=shape.relu, normed=shape.normed, frechet=shape.frechet,
         )  # fmt: skip
         self.room = self.images * blocks * block
         self.scratch("points", self.channels)
@@ -308,7 +365,8 @@ class _Run:
     def tensors(self, **tensors: Tensor | None) -> None:
         for name, tensor in tensors.items():
             if tensor is not None:
-                tensor = tensor.detach().to(self.dtype).contiguous()
+                if tensor.dtype != self.dtype or not tensor.is_contiguous():
+                    tensor = tensor.to(self.dtype).contiguous()
                 self.held.append(tensor)
                 setattr(self.job, name, tensor.data_ptr())
 
@@ -319,11 +377,15 @@ class _Run:
         setattr(self.job, name, rounded.ctypes.data)
         return rounded.astype(np.float64)
 
-    def each(self, name: str, sums: int = 0) -> np.ndarray:
+    def each(self, name: str, sums: int = 0, window: _Window | None = None) -> np.ndarray:
         """A pass over all images; what it added up, [sums]."""
         store = np.empty((self.images, sums))
         self.job.sums = store.ctypes.data
-        _each(getattr(self.library, name), self.job, self.images, self.images * self.pixels * self.channels)
+        work = self.images * self.pixels * self.channels
+        if window is None:
+            _each(getattr(self.library, name), [self.job], self.images, work)
+        else:
+            _each(getattr(self.library, name), [self.job, window], -(-self.images // window.together), work)
         return store.sum(0)
 
     def frechet_mean(self, start: _Mean, count: int) -> _Mean:
@@ -340,66 +402,41 @@ class _Run:
         return known
 
 
-class _Convolution:
-    """P = conv2d(u, ρ · weight) and s² = ρ² box(Σ u²), forward and backward."""
+def _window(u: Tensor, weight: Tensor, scaled: Tensor, out: tuple[int, ...], shape: _Shape) -> _Window:
+    """The convolution of u with scaled = ρ · weight to [N, K, H′, W′]."""
+    filters, channels, *kernel = weight.shape
+    return _Window(
+        channels=channels, height=u.shape[2], width=u.shape[3], filters=filters, out_height=out[2], out_width=out[3],
+        kernel=tuple(kernel), stride=shape.stride, padding=shape.padding, images=len(u),
+        together=max(1, TOGETHER // (out[2] * out[3])), scale=_ratio(weight) ** 2, u=u.data_ptr(),
+        weight=scaled.data_ptr(),
+    )  # fmt: skip
 
-    def __init__(self, u: Tensor, weight: Tensor, shape: _Shape) -> None:
-        filters, channels, *kernel = weight.shape
-        self.ratio = lorentz.beta_ratio(math.prod(kernel) * channels, channels)
-        self.u, self.weight = u, (self.ratio * weight.detach()).contiguous()
-        size = [
-            (long + 2 * pad - tap) // step + 1
-            for long, pad, tap, step in zip(u.shape[2:], shape.padding, kernel, shape.stride, strict=True)
-        ]
-        self.out = (len(u), filters, *size)
-        self.library = _library(u.dtype)
-        self.window = _Window(
-            channels=channels, height=u.shape[2], width=u.shape[3], filters=filters, out_height=size[0],
-            out_width=size[1], kernel=tuple(kernel), stride=shape.stride, padding=shape.padding,
-            together=max(1, SUMMED // math.prod(size)), scale=self.ratio**2, u=u.data_ptr(),
-            weight=self.weight.data_ptr(),
-        )  # fmt: skip
 
-    def each(self, name: str, images: int | None = None) -> None:
-        _each(getattr(self.library, name), self.window, images or len(self.u), self.weight.numel() * self.u.numel())
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        products, field = self.u.new_empty(self.out), self.u.new_empty(self.out[0], 1, *self.out[2:])
-        self.window.products, self.window.field = products.data_ptr(), field.data_ptr()
-        self.each("convolution")
-        self.each("forward_field")
-        return products, field
-
-    def by_u(self, g_products: Tensor, g_field: Tensor) -> Tensor:
-        g_u = torch.empty_like(self.u)
-        self.window.g_u = g_u.data_ptr()
-        self.window.g_products, self.window.g_field = g_products.data_ptr(), g_field.data_ptr()
-        self.each("convolution_by_u")
-        self.each("backward_field")
-        return g_u
-
-    def by_weight(self, g_products: Tensor) -> Tensor:
-        heaps = -(-len(self.u) // self.window.together)
-        parts = self.u.new_empty(heaps, *self.weight.shape)
-        self.window.g_weight, self.window.g_products = parts.data_ptr(), g_products.data_ptr()
-        self.window.images = len(self.u)
-        self.each("convolution_by_weight", heaps)
-        return (self.ratio * parts.sum(0, dtype=torch.float64)).to(parts.dtype)
+def _ratio(weight: Tensor) -> float:
+    return lorentz.beta_ratio(weight[0].numel(), weight.shape[1])
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, weight, shift, steepness, gain, bias, c, skip, shape: _Shape):
         u = u.contiguous()
-        products, field = _Convolution(u, weight, shape).forward()
-        images, channels = products.shape[:2]
+        (images, _, *size), (channels, _, *kernel) = u.shape, weight.shape
+        out = [
+            (long + 2 * pad - tap) // step + 1
+            for long, pad, tap, step in zip(size, shape.padding, kernel, shape.stride, strict=True)
+        ]
+        products, field = u.new_empty(images, channels, *out), u.new_empty(images, 1, *out)
+        scaled = (_ratio(weight) * weight.detach()).contiguous()
+        window = _window(u, weight, scaled, products.shape, shape)
+        window.products, window.field = products.data_ptr(), field.data_ptr()
         tangents = torch.empty_like(products)
         run = _Run(shape, products, field, shift, steepness)
         run.tensors(out=tangents, skip=skip)
         known = variance = newton = None
         if shape.normed:
             count = images * run.pixels
-            sums = run.each("forward_points", channels + 1) / count
+            sums = run.each("forward_layer", channels + 1, window) / count
             vector, time = sums[:channels], float(sums[channels])
             known = _Mean(_midpoint(vector, time)[0], vector, time)
             newton = u.new_zeros(())
@@ -414,7 +451,7 @@ class _Layer(torch.autograd.Function):
             variance = u.new_tensor(spread)
             ctx.known, ctx.spread, ctx.c = known, spread, at
         else:
-            run.each("forward")
+            run.each("forward_layer", 0, window)
         ctx.shape = shape
         ctx.save_for_backward(
             u, weight, shift, steepness, gain, bias, skip, products, field, tangents if shape.relu else None
@@ -435,23 +472,26 @@ class _Layer(torch.autograd.Function):
         run = _Run(shape, products, field, shift, steepness)
         run.scratch("angles", channels)
         run.scratch("grads", channels)
-        g_products, g_field = torch.empty_like(products), torch.empty_like(field)
+        run.scratch("g_products", channels)
+        run.scratch("g_field", 1)
         g_skip = None if skip is None else torch.empty_like(products)
-        run.tensors(
-            grad=grad, tangents=tangents, skip=skip, g_products=g_products, g_field=g_field, g_skip=g_skip
-        )
-        g_gain = g_bias = g_c = None
+        run.tensors(grad=grad, tangents=tangents, skip=skip, g_skip=g_skip)
+        g_gain = g_bias = g_c = g_u = g_parts = None
         if shape.normed:
             g_gain, g_bias, g_c = _norm_backward(ctx, run, gain, bias)
-            sums = run.each("backward_points", 2 * channels)
-        else:
-            sums = run.each("backward", 2 * channels)
+        scaled = (_ratio(weight) * weight).contiguous()
+        window = _window(u, weight, scaled, products.shape, shape)
+        window.g_products, window.g_field = run.job.g_products, run.job.g_field
+        if ctx.needs_input_grad[0]:
+            g_u = torch.empty_like(u)
+            window.g_u = g_u.data_ptr()
+        if ctx.needs_input_grad[1]:
+            g_parts = u.new_empty(-(-len(u) // window.together), *weight.shape)
+            window.g_weight = g_parts.data_ptr()
+        sums = run.each("backward_layer", 2 * channels, window)
+        g_weight = None if g_parts is None else (_ratio(weight) * g_parts.sum(0, dtype=torch.float64)).to(u.dtype)
         g_shift = torch.from_numpy(sums[:channels]).to(shift.dtype)
         g_steepness = torch.from_numpy(sums[channels:]).to(steepness.dtype)
-
-        convolution = _Convolution(u, weight, shape)
-        g_u = convolution.by_u(g_products, g_field) if ctx.needs_input_grad[0] else None
-        g_weight = convolution.by_weight(g_products) if ctx.needs_input_grad[1] else None
         return g_u, g_weight, g_shift, g_steepness, g_gain, g_bias, g_c, g_skip, None
 
 

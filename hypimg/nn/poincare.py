@@ -1,9 +1,9 @@
 """Layers of Poincaré ResNet: tangent vectors at the origin in, tangent vectors out, channels first.
 
-A tangent vector u stands for the point exp₀(u) of the Poincaré ball; here it is always the vector of one pixel's channels
-(dimension 1 of [N, C, H, W]) or the last dimension of [..., n]. Each layer first projects the points that it is given to the
-ball's margin, as the official code's exp₀ does (a convolution: the points of its fields, not those of pixels; tangent
-pooling: none), and gives back log₀ of its result. So layers of torch that act on tangent vectors
+A tangent vector u stands for the point exp₀(u) of the Poincaré ball; here it is always the vector of one pixel's
+channels (dimension 1 of [N, C, H, W]) or the last dimension of [..., n]. Each layer first projects the points that it
+is given to the ball's margin, as the official code's exp₀ does (a convolution: the points of its fields, not those of
+pixels; tangent pooling: none), and gives back log₀ of its result. So layers of torch that act on tangent vectors
 (dropout, reshaping, pooling) stand between them as they are.
 
 Everything is computed in float32 at least, under autocast too; the ball's c may be learned (it is shared, not copied).
@@ -99,8 +99,9 @@ def _hnnpp(z: Tensor) -> None:
 class PoincareLinear(_OfTheBall):
     """Fully connected layer of HNN++ and Poincaré ResNet: tangent vectors [..., in_features] → [..., out_features].
 
-    v_k(x) = (2‖z_k‖/√c) arsinh( √c λ_x ⟨x, z_k/‖z_k‖⟩ cosh(2√c r_k) − (λ_x − 1) sinh(2√c r_k) ), the signed distance of
-    x = exp₀(u) to hyperplane k, times 2‖z_k‖;  w_k = sinh(√c v_k)/√c;  y = w/(1 + √(1 + c‖w‖²));  the result is log₀(y).
+    v_k(x) = (2‖z_k‖/√c) arsinh( √c λ_x ⟨x, z_k/‖z_k‖⟩ cosh(2√c r_k) − (λ_x − 1) sinh(2√c r_k) ), the signed distance
+    of x = exp₀(u) to hyperplane k, times 2‖z_k‖;  w_k = sinh(√c v_k)/√c;  y = w/(1 + √(1 + c‖w‖²));  the result is
+    log₀(y).
     As c → 0 it becomes the linear map 4(⟨u, z_k⟩ − ‖z_k‖ r_k)/2 = 2⟨u, z_k⟩ − 2‖z_k‖ r_k.
 
     `weight` z [out_features, in_features] and `bias` r [out_features] are free.
@@ -162,8 +163,8 @@ class PoincareConv2d(_OfTheBall):
 
     The points of a field are β-concatenated: their tangent vectors are joined and scaled by
     ρ = β(n/2, ½)/β(in_channels/2, ½), n = in_channels · h · w (about 1/3 for a field of 3×3); the field's point goes
-    through the hyperplanes of `PoincareLinear`. Padding is the origin. Computed without forming fields: ⟨field, z_k⟩ is an
-    ordinary convolution and the field's length a box filter.
+    through the hyperplanes of `PoincareLinear`. Padding is the origin. Computed without forming fields: ⟨field, z_k⟩ is
+    an ordinary convolution and the field's length a box filter.
 
     `weight` z [out_channels, in_channels, h, w] and `bias` r [out_channels] are free; stride and padding as in
     `nn.Conv2d`.
@@ -172,8 +173,8 @@ class PoincareConv2d(_OfTheBall):
         official code: output k is position k mod h·w of channel k div h·w. `first_pixel`: position · in_channels +
         channel, the literal β-concatenation: the first outputs copy the corner of the field. `centre`: output k copies
         channel k at the centre; outputs beyond the channels start at the origin. Measured gain of one layer 3×3, C → C
-        (norm out / norm in, c = 0.1, short random input): channel_major 0.30-0.32, first_pixel 0.28-0.30, centre 0.32-0.34,
-        hnnpp 0.47/√C.
+        (norm out / norm in, c = 0.1, short random input): channel_major 0.30-0.32, first_pixel 0.28-0.30, centre
+        0.32-0.34, hnnpp 0.47/√C.
     Raises UserError for images of other channels or smaller than the field, and for `centre` with an even field.
     Source: PR, section 3; `hnnpp`: Shimizu et al. 2021.
     """
@@ -226,18 +227,19 @@ class PoincareConv2d(_OfTheBall):
 
 def _planes(layer: PoincareLinear | PoincareConv2d) -> lorentz.Planes:
     bias = None if layer.bias is None else _in_full_precision(layer.bias)
-    return lorentz.planes(_in_full_precision(layer.weight), bias, layer.ball.curvature)
+    z = _in_full_precision(layer.weight)
+    return (_native if _native.usable(z) else lorentz).planes(z, bias, layer.ball.curvature)
 
 
 class PoincareBatchNorm2d(_OfTheBall):
     """Batch norm of Poincaré ResNet: tangent vectors [N, num_features, H, W] → the same shape.
 
     Over all pixels of all images: μ = their mean, σ² = mean of d(x, μ)²; each log_μ(x) is transported to exp₀(`bias`),
-    scaled by √(`weight`/(σ² + eps)), and mapped back by exp. `weight` γ [], 1 at first; it must stay > 0 (a negative one
-    gives NaN, as in the official code). `bias` [num_features], a tangent vector at 0, 0 at first.
+    scaled by √(`weight`/(σ² + eps)), and mapped back by exp. `weight` γ [], 1 at first; it must stay > 0 (a negative
+    one gives NaN, as in the official code). `bias` [num_features], a tangent vector at 0, 0 at first.
 
-    mean: `midpoint` (PR) or `frechet`: two Newton steps from the midpoint and one that is differentiated, without looking
-        at values; the length of the last one is kept in `newton`.
+    mean: `midpoint` (PR) or `frechet`: two Newton steps from the midpoint and one that is differentiated, without
+        looking at values; the length of the last one is kept in `newton`.
     statistics: `batch`: of the batch at hand, in training and in evaluation, as in the paper: a result depends on the
         images beside it. `running`: of the batch in training, in evaluation the exponential average with `momentum`
         (None: the plain average) of what training saw. `frozen`: always those stored. The attribute may be set later.

@@ -181,9 +181,9 @@ def resnet(net, images):
 def conv_net(net, images):
     """Features of a PoincareConvNet [N, C]."""
     u = images
-    for position, conv in enumerate(net.convs):
-        u = convolution(conv, u)
-        u = (normed(net.norms[position], u) if len(net.norms) else u).relu()
+    for layer in net.layers:
+        u = convolution(layer.conv, u)
+        u = (u if layer.norm is None else normed(layer.norm, u)).relu()
     return pooled(net.pool, u)
 
 
@@ -214,6 +214,7 @@ def tensor(*shape: int, seed: int = 0, size: float = 1.0) -> Tensor:
 
 def gap(found: Tensor, expected: Tensor) -> float:
     """The largest difference, in units of the largest number."""
+    found, expected = found.detach(), expected.detach()
     assert found.shape == expected.shape and found.isfinite().all() and expected.isfinite().all()
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
 
@@ -224,7 +225,7 @@ def _gradients(total: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 def agree(found: Tensor, expected: Tensor, inputs: dict[str, Tensor], value: float = 1e-10, slope: float = 1e-8):
     """Two outputs are one within `value`, and the gradients of one random sum of them in all inputs within `slope`."""
-    assert gap(found.detach(), expected.detach()) < value, gap(found.detach(), expected.detach())
+    assert gap(found, expected) < value, gap(found, expected)
     weights = tensor(*expected.shape, seed=77)
     ours, theirs = (_gradients((weights * y).sum(), inputs) for y in (found, expected))
     for name, a, b in zip(inputs, ours, theirs, strict=True):

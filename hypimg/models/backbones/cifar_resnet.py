@@ -15,7 +15,8 @@ class CifarResNet(nn.Module):
     image_shape: (channels, height, width).  depth: 20, 32, 44, 56, …  widths: channels of the three groups.
     `forward`: images [N, C, H, W] → features [N, widths[-1]].
     Convolutions have a bias and torch's initialisation, shortcuts that change the shape are a convolution 1×1 with
-    bias and without norm, batch norm keeps running statistics.   Source: the official code of PR; He et al. 2016, section 4.2.
+    bias and without norm, batch norm keeps running statistics.
+    Source: the official code of PR; He et al. 2016, section 4.2.
     """
 
     def __init__(self, image_shape: Sequence[int], *, depth: int = 20, widths: Sequence[int] = (4, 8, 16)):

@@ -110,8 +110,8 @@ class PoincareConvNet(nn.Module):
     """Plain network of PR's Figure 2b, 2c: convolutions 3×3, each followed by ReLU, and an average over all pixels.
 
     image_shape, ball, init, inverted_lambda, norm_mean, statistics: as in `PoincareResNet`.
-    widths: channels of the convolutions, four or six in PR; its numbers are lost. A convolution whose width is not that of
-        the one before has stride 2, but for the first.
+    widths: channels of the convolutions, four or six in PR; its numbers are lost. A convolution whose width is not that
+        of the one before has stride 2, but for the first.
     norm: a batch norm after each convolution.
     `forward`: images [N, C, H, W] → tangent vectors at the origin [N, widths[-1]].
     """
