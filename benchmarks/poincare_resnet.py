@@ -11,7 +11,7 @@ too: in float64 the largest differences in units of a tensor's largest number, g
 parameters and c; in float32 the median over ten draws of the outputs' error against float64.
 
 Lines of a CPU go to poincare_resnet.jsonl, those of a GPU, where the step is taken eagerly, compiled and from a CUDA
-graph, to poincare_resnet_cuda.jsonl. --quick: one width, small batches, one round, nothing written. --profile: instead
+graph, to poincare_resnet_cuda.jsonl (no GPU has run this yet). --quick: one width, small batches, one round, nothing written. --profile: instead
 of measuring, torch's profile of a step in each form.
 """
 

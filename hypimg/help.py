@@ -22,7 +22,16 @@ it if it is finished and goes on with it if it is not; a sweep skips what is don
 # The scalars at the top of configs/train.yaml, in the order in which they are worth reading.
 AXES = ("c", "dim", "seed")
 MACHINE = ("device", "devices", "threads", "data_dir", "store_dir", "runs_dir", "download", "compile", "deterministic")
-SWITCHES = ("rescale_gradient", "ball", "checkpoint_seconds")
+SWITCHES = (
+    "rescale_gradient",
+    "ball",
+    "inverted_lambda",
+    "residual_axis",
+    "layer_margin",
+    "head_init",
+    "head_logits",
+    "checkpoint_seconds",
+)
 
 
 def text() -> str:

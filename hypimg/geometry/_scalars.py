@@ -18,6 +18,7 @@ _SERIES_BELOW = {torch.float32: 5e-2, torch.float64: 1e-3}
 ALMOST_ONE = 400.0
 
 _SMALLEST_C = 1e-30  # stands for c = 0 where √c divides
+_SMALLEST_SQUARE = 1e-30  # stands for 0 where a root divides
 
 
 def batched(info, in_dims: Sequence, inputs: Sequence) -> list:
@@ -85,14 +86,30 @@ def tanhc(t: Tensor) -> Tensor:
     return _Tanhc.apply(t)
 
 
-def sinhc(t: Tensor) -> Tensor:
-    """sinh(√t)/√t for t ≥ 0."""
+class _Sinhc(torch.autograd.Function):
+    """sinhc with its derivative in closed form, as _Tanhc."""
 
-    def closed(t: Tensor) -> Tensor:
-        root = t.sqrt()
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t: Tensor) -> Tensor:
+        root = t.clamp(min=_SMALLEST_SQUARE).sqrt()  # sinh of a short number is that number: no series
         return root.sinh() / root
 
-    return _even(t, (1.0, 1 / 6, 1 / 120, 1 / 5040, 1 / 362880), closed)
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        t, value = ctx.saved_tensors
+        series = (1 / 6, 1 / 60, 1 / 1680, 1 / 90720)
+        return grad * _even(t, series, lambda far: (far.sqrt().cosh() - value) / (2 * far))
+
+
+def sinhc(t: Tensor) -> Tensor:
+    """sinh(√t)/√t for t ≥ 0."""
+    return _Sinhc.apply(t)
 
 
 class _Asinhc(torch.autograd.Function):

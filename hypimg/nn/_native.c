@@ -54,7 +54,7 @@ typedef struct {
     const real *mean, *bias, *g_mean; /* [K]; g_mean: of each point, through the mean */
     const real *old_mean, *pull;      /* [K]: Fréchet: the mean before the last step, H⁻¹ gradient */
     real *out, *g_products, *g_field, *g_skip;
-    real *points, *angles, *grads;    /* scratch [N, blocks, K, block] */
+    real *points, *by_a, *by_steepness, *grads; /* scratch [N, blocks, K, block] */
     real *pixel;                      /* scratch [N, blocks, PIXEL, block] */
     double *sums;                     /* [N, as many as the pass adds up] */
 } Job;
@@ -110,27 +110,18 @@ static inline double expm1_(double x) { return expm1(x); }
 static inline double log1p_(double y) { return log1p(y); }
 #endif
 
-static inline real arsinh_(real z)
-{
-    const real y = ABS(z), square = y * y;
-    return SIGNED(log1p_(y + square / (1 + SQRT(1 + square))), z);
-}
-
-static inline real sinh_(real v) /* |v| ≤ LARGEST_ANGLE */
-{
-    const real e = expm1_(ABS(v));
-    return SIGNED(R(0.5) * (e + e / (1 + e)), v);
-}
-
-/* sinh(√t)/√t. */
-static inline real sinhc(real t)
+/* sinh(√t)/√t and cosh √t. */
+static inline void sinhc(real t, real *value, real *cosh)
 {
     const real far = t < SERIES_BELOW ? SERIES_BELOW : t, root = SQRT(far), e = expm1_(root);
+    const real by = R(0.5) * e / ((1 + e) * root);
     const real near = 1 + t * (R(1. / 6) + t * (R(1. / 120) + t * (R(1. / 5040) + t * R(1. / 362880))));
-    return t < SERIES_BELOW ? near : R(0.5) * (e + e / (1 + e)) / root;
+    const real near_cosh = 1 + t * (R(1. / 2) + t * (R(1. / 24) + t * (R(1. / 720) + t * R(1. / 40320))));
+    *value = t < SERIES_BELOW ? near : by * (2 + e);
+    *cosh = t < SERIES_BELOW ? near_cosh : 1 + by * e * root;
 }
 
-/* Its derivative, of t, sinhc(t) and cosh √t. */
+/* The derivative of sinh(√t)/√t, of t, the value and cosh √t. */
 static inline real sinhc_by(real t, real value, real cosh)
 {
     const real far = t < SERIES_BELOW ? SERIES_BELOW : t;
@@ -139,20 +130,21 @@ static inline real sinhc_by(real t, real value, real cosh)
     return t < SERIES_BELOW ? near : (cosh - value) / (2 * far);
 }
 
-/* arsinh(√t)/√t. */
-static inline real asinhc(real t)
+/* arsinh(√t)/√t, with x = √(1 + t) − 1, which is t/(1 + √(1 + t)). */
+static inline real asinhc(real t, real x)
 {
     const real far = t < SERIES_BELOW ? SERIES_BELOW : t, root = SQRT(far);
     const real near = 1 + t * (R(-1. / 6) + t * (R(3. / 40) + t * (R(-15. / 336) + t * R(105. / 3456))));
-    return t < SERIES_BELOW ? near : log1p_(root + far / (1 + SQRT(1 + far))) / root;
+    return t < SERIES_BELOW ? near : log1p_(root + x) / root;
 }
 
-static inline real asinhc_by(real t, real value)
+/* Its derivative in t. */
+static inline real asinhc_by(real t, real x, real value)
 {
-    const real far = t < SERIES_BELOW ? SERIES_BELOW : t;
+    const real far = t < SERIES_BELOW ? SERIES_BELOW : t, time = 1 + x;
     const real near =
         R(-1. / 6) + t * (R(3. / 20) + t * (R(-15. / 112) + t * (R(35. / 288) - t * R(315. / 2816))));
-    return t < SERIES_BELOW ? near : (1 / SQRT(1 + far) - value) / (2 * far);
+    return t < SERIES_BELOW ? near : (1 - value * time) / (2 * far * time);
 }
 
 /* tanh(√t)/√t, t ≤ (limit of tangents)². */
@@ -183,11 +175,21 @@ static inline real shortened(real square, real limit)
 /* exp₀ of a tangent of this ‖·‖²: factor and its derivative; time = cosh 2s′. */
 static inline void lift(real square, real limit, real *factor, real *by, real *time)
 {
-    const real most = limit * limit, cut = 4 * (square > most ? most : square), value = sinhc(cut);
-    const real cosh = SQRT(1 + cut * value * value);
+    const real most = limit * limit, cut = 4 * (square > most ? most : square);
+    real value, cosh;
+    sinhc(cut, &value, &cosh);
     *factor = 2 * value * shortened(square, limit);
     *time = cosh;
     *by = square > most ? R(-0.5) * *factor / square : 8 * sinhc_by(cut, value, cosh);
+}
+
+/* The same of a tangent that is not too long. */
+static inline void lift_inside(real square, real *factor, real *by, real *time)
+{
+    real value;
+    sinhc(4 * square, &value, time);
+    *factor = 2 * value;
+    *by = 8 * sinhc_by(4 * square, value, *time);
 }
 
 /* The official code's slope and level (see lorentz.scores) and their derivatives in s². */
@@ -222,6 +224,36 @@ static inline real *pixels(const Job *j, const Block *at) { return j->pixel + at
 
 typedef real Row[LARGEST_BLOCK] __attribute__((aligned(64)));
 
+static inline int any_beyond(const real *restrict square, real limit, int size)
+{
+    const real most = limit * limit;
+    int beyond = 0;
+    EACH_SUM(omp simd reduction(| : beyond)) for (int i = 0; i < size; i++) beyond |= square[i] > most;
+    return beyond;
+}
+
+/* `shortened` of a block's pixels; whether that is anything but 1. */
+static int shorten(const real *restrict square, real limit, int size, real *restrict cap)
+{
+    const int beyond = any_beyond(square, limit, size);
+    if (beyond) {
+        EACH for (int i = 0; i < size; i++) cap[i] = shortened(square[i], limit);
+    } else {
+        EACH for (int i = 0; i < size; i++) cap[i] = 1;
+    }
+    return beyond;
+}
+
+static void lifts(const real *restrict square, real limit, int size, real *restrict factor, real *restrict by,
+                  real *restrict time)
+{
+    if (any_beyond(square, limit, size)) {
+        EACH for (int i = 0; i < size; i++) lift(square[i], limit, factor + i, by + i, time + i);
+    } else {
+        EACH for (int i = 0; i < size; i++) lift_inside(square[i], factor + i, by + i, time + i);
+    }
+}
+
 /* Slope and level of a block's pixels and, in rows of `kept`, all four. */
 static void slopes(const Job *j, const Block *at, real *restrict slope, real *restrict level,
                    real *restrict slope_by, real *restrict level_by)
@@ -232,39 +264,46 @@ static void slopes(const Job *j, const Block *at, real *restrict slope, real *re
         EACH for (int i = 0; i < at->size; i++)
             inverted_lift(square[i], limit, slope + i, slope_by + i, level + i, level_by + i);
     } else {
-        EACH for (int i = 0; i < at->size; i++) {
-            lift(square[i], limit, slope + i, slope_by + i, level + i);
-            level_by[i] = square[i] > most ? 0 : slope[i];
-        }
+        lifts(square, limit, at->size, slope, slope_by, level);
+        EACH for (int i = 0; i < at->size; i++) level_by[i] = square[i] > most ? 0 : slope[i];
     }
 }
 
-/* V of a block into v [K, block] and, unless null, t; cap [block] of its pixels, and their ‖V‖². 1 if one is capped. */
-static int unprojected(const Job *j, const Block *at, const real *restrict slope, const real *restrict level,
-                       real *restrict v, real *restrict t, real *restrict cap, real *restrict square)
+/* V of a block into v [K, block]; unless null its derivatives in a and in the steepness; cap [block] of its pixels,
+ * and their ‖V‖². 1 if one is capped. */
+static inline __attribute__((always_inline)) int unprojected(const Job *j, const Block *at, const real *restrict slope,
+                                                             const real *restrict level, real *restrict v,
+                                                             real *restrict by_a, real *restrict by_steepness,
+                                                             real *restrict cap, real *restrict square)
 {
     const int size = at->size;
     EACH for (int i = 0; i < size; i++) square[i] = 0;
     for (int64_t k = 0; k < j->channels; k++) {
         const real *restrict p = j->products + place(j, at) + k * j->pixels;
-        real *restrict vk = v + k * j->block, *restrict tk = t ? t + k * j->block : cap;
+        real *restrict vk = v + k * j->block;
+        real *restrict by_ak = by_a ? by_a + k * j->block : 0;
+        real *restrict by_sk = by_steepness ? by_steepness + k * j->block : 0;
         const real shift = j->shift[k], steepness = j->steepness[k];
         EACH for (int i = 0; i < size; i++) {
-            const real angle = arsinh_(slope[i] * p[i] - level[i] * shift), score = steepness * angle;
-            const real low = score < -LARGEST_ANGLE ? -LARGEST_ANGLE : score;
-            const real w = sinh_(low > LARGEST_ANGLE ? LARGEST_ANGLE : low);
-            tk[i] = angle;
+            const real a = slope[i] * p[i] - level[i] * shift, b = ABS(a), bb = b * b, root = SQRT(1 + bb);
+            const real angle = log1p_(b + bb / (1 + root)), score = steepness * angle;
+            const real e = expm1_(score > LARGEST_ANGLE ? LARGEST_ANGLE : score);
+            real inverse; /* 1/(1 + e) */
+            if (by_a) {
+                const real both = 1 / ((1 + e) * root), inside = score > LARGEST_ANGLE ? 0 : 1;
+                inverse = both * root;
+                const real cosh = inside * (1 + R(0.5) * e * e * inverse);
+                by_ak[i] = cosh * steepness * (both * (1 + e));
+                by_sk[i] = SIGNED(cosh * angle, a);
+            } else {
+                inverse = 1 / (1 + e);
+            }
+            const real w = SIGNED(R(0.5) * e * (2 + e) * inverse, a);
             vk[i] = w;
             square[i] += w * w;
         }
     }
-    const real limit = (real)sinh(2 * j->limit);
-    int capped = 0;
-    EACH_SUM(omp simd reduction(| : capped)) for (int i = 0; i < size; i++) {
-        cap[i] = shortened(square[i], limit);
-        capped |= square[i] > limit * limit;
-    }
-    return capped;
+    return shorten(square, (real)sinh(2 * j->limit), size, cap);
 }
 
 static inline real total(const real *restrict x, int size)
@@ -281,9 +320,9 @@ static void finish(const Job *j, const Block *at, real *restrict z, const real *
     const int64_t stride = j->block, from = place(j, at);
     const real limit = (real)j->limit, point_limit = (real)sinh(2 * j->limit);
     Row cap, factor, q;
-    EACH for (int i = 0; i < size; i++) cap[i] = shortened(square[i], point_limit);
+    shorten(square, point_limit, size, cap);
     if (j->skip) {
-        Row vv, zv;
+        Row vv, zv, by, time;
         EACH for (int i = 0; i < size; i++) vv[i] = zv[i] = q[i] = 0;
         for (int64_t k = 0; k < j->channels; k++) {
             const real *restrict v = j->skip + from + k * j->pixels, *restrict zk = z + k * stride;
@@ -292,11 +331,10 @@ static void finish(const Job *j, const Block *at, real *restrict z, const real *
                 zv[i] += v[i] * zk[i];
             }
         }
+        lifts(vv, limit, size, factor, by, time);
         EACH for (int i = 0; i < size; i++) {
-            real by, time;
-            lift(vv[i], limit, factor + i, &by, &time);
             const real z_time = SQRT(1 + cap[i] * cap[i] * square[i]);
-            cap[i] *= time + cap[i] * factor[i] * zv[i] / (1 + z_time);
+            cap[i] *= time[i] + cap[i] * factor[i] * zv[i] / (1 + z_time);
         }
         for (int64_t k = 0; k < j->channels; k++) {
             const real *restrict v = j->skip + from + k * j->pixels;
@@ -307,9 +345,12 @@ static void finish(const Job *j, const Block *at, real *restrict z, const real *
                 q[i] += sum * sum;
             }
         }
-        EACH for (int i = 0; i < size; i++) cap[i] = R(0.5) * asinhc(q[i]);
+        EACH for (int i = 0; i < size; i++) cap[i] = R(0.5) * asinhc(q[i], excess(q[i]));
     } else {
-        EACH for (int i = 0; i < size; i++) cap[i] *= R(0.5) * asinhc(cap[i] * cap[i] * square[i]);
+        EACH for (int i = 0; i < size; i++) {
+            const real zz = cap[i] * cap[i] * square[i];
+            cap[i] *= R(0.5) * asinhc(zz, excess(zz));
+        }
     }
     for (int64_t k = 0; k < j->channels; k++) {
         const real *restrict zk = z + k * stride;
@@ -333,10 +374,8 @@ static void finish_backward(const Job *j, const Block *at, const real *restrict 
     const int64_t stride = j->block, from = place(j, at);
     const real limit = (real)j->limit, point_limit = (real)sinh(2 * j->limit), most = point_limit * point_limit;
     Row cap, gz, vv, zv, gv, to_g, to_v, to_z, v_by_g, v_by_v, v_by_z;
-    EACH for (int i = 0; i < size; i++) {
-        cap[i] = shortened(square[i], point_limit);
-        gz[i] = vv[i] = zv[i] = gv[i] = 0;
-    }
+    shorten(square, point_limit, size, cap);
+    EACH for (int i = 0; i < size; i++) gz[i] = vv[i] = zv[i] = gv[i] = 0;
     for (int64_t k = 0; k < j->channels; k++) {
         const real *restrict grad = j->grad + from + k * j->pixels, *restrict zk = z + k * stride;
         real *restrict gk = g + k * stride;
@@ -358,7 +397,8 @@ static void finish_backward(const Job *j, const Block *at, const real *restrict 
     }
     if (!j->skip) {
         EACH for (int i = 0; i < size; i++) {
-            const real zz = cap[i] * cap[i] * square[i], log = asinhc(zz), log_by = asinhc_by(zz, log);
+            const real zz = cap[i] * cap[i] * square[i], x = excess(zz);
+            const real log = asinhc(zz, x), log_by = asinhc_by(zz, x, log);
             /* τ = log/2, of ‖Q‖² = zz: gQ = τ g + 2 τ′ ⟨g, Q⟩ Q */
             const real g_z = R(0.5) * log, z_z = log_by * cap[i] * cap[i] * gz[i];
             const real along = (g_z * gz[i] + z_z * square[i]) / (square[i] > most ? square[i] : 1);
@@ -373,8 +413,8 @@ static void finish_backward(const Job *j, const Block *at, const real *restrict 
         return;
     }
     Row factor, factor_by, time, tilt, qq;
+    lifts(vv, limit, size, factor, factor_by, time);
     EACH for (int i = 0; i < size; i++) {
-        lift(vv[i], limit, factor + i, factor_by + i, time + i);
         const real z_time = SQRT(1 + cap[i] * cap[i] * square[i]);
         tilt[i] = time[i] + cap[i] * factor[i] * zv[i] / (1 + z_time); /* Q = Y + tilt Z */
         qq[i] = 0;
@@ -387,9 +427,10 @@ static void finish_backward(const Job *j, const Block *at, const real *restrict 
         }
     }
     EACH for (int i = 0; i < size; i++) {
-        const real lifted = factor[i], r = tilt[i] * cap[i], log = asinhc(qq[i]), tau = R(0.5) * log;
+        const real x = excess(qq[i]), log = asinhc(qq[i], x), tau = R(0.5) * log;
+        const real lifted = factor[i], r = tilt[i] * cap[i];
         const real z_time = SQRT(1 + cap[i] * cap[i] * square[i]), by_time = 1 / (1 + z_time);
-        const real to_q = asinhc_by(qq[i], log) * (lifted * gv[i] + r * gz[i]); /* gQ = τ g + to_q Q */
+        const real to_q = asinhc_by(qq[i], x, log) * (lifted * gv[i] + r * gz[i]); /* gQ = τ g + to_q Q */
         const real g_tilt = cap[i] * (tau * gz[i] + to_q * (lifted * zv[i] + r * square[i]));
         const real g_zy = g_tilt * by_time, g_time = -g_zy * by_time * cap[i] * lifted * zv[i];
         /* gZ = g_g g + g_v V + g_z Z, with Z before the projection */
@@ -419,8 +460,8 @@ static void finish_backward(const Job *j, const Block *at, const real *restrict 
 }
 
 /* From the gradient in V (g [K, block]) to those in P, s², shift and steepness; sums [2K]. */
-static void unprojected_backward(const Job *j, const Block *at, const real *restrict v, const real *restrict t,
-                                 const real *restrict g, double *restrict sums)
+static void unprojected_backward(const Job *j, const Block *at, const real *restrict by_a,
+                                 const real *restrict by_steepness, const real *restrict g, double *restrict sums)
 {
     const int size = at->size;
     const int64_t stride = j->block;
@@ -431,16 +472,14 @@ static void unprojected_backward(const Job *j, const Block *at, const real *rest
     EACH for (int i = 0; i < size; i++) g_slope[i] = g_level[i] = 0;
     for (int64_t k = 0; k < j->channels; k++) {
         const int64_t to = place(j, at) + k * j->pixels;
-        const real *restrict p = j->products + to, *restrict vk = v + k * stride, *restrict tk = t + k * stride;
-        const real *restrict gk = g + k * stride;
+        const real *restrict p = j->products + to, *restrict gk = g + k * stride;
+        const real *restrict by_ak = by_a + k * stride, *restrict by_sk = by_steepness + k * stride;
         real *restrict out = j->g_products + to;
-        const real shift = j->shift[k], steepness = j->steepness[k];
+        const real shift = j->shift[k];
         real g_shift = 0, g_steepness = 0;
         EACH_SUM(omp simd reduction(+ : g_shift, g_steepness)) for (int i = 0; i < size; i++) {
-            const real a = slope[i] * p[i] - level[i] * shift;
-            const real inside = ABS(steepness * tk[i]) > LARGEST_ANGLE ? 0 : gk[i];
-            const real cosh = SQRT(1 + vk[i] * vk[i]), ga = inside * steepness * cosh / SQRT(1 + a * a);
-            g_steepness += inside * cosh * tk[i];
+            const real ga = gk[i] * by_ak[i];
+            g_steepness += gk[i] * by_sk[i];
             g_shift -= level[i] * ga;
             g_slope[i] += ga * p[i];
             g_level[i] -= ga * shift;
@@ -463,7 +502,7 @@ static int forward(const Job *j, int64_t first, int64_t last)
             const Block at = block_of(j, n, k);
             real *points = j->points + scratch(j, &at);
             slopes(j, &at, slope, level, slope_by, level_by);
-            unprojected(j, &at, slope, level, points, 0, cap, square);
+            unprojected(j, &at, slope, level, points, 0, 0, cap, square);
             finish(j, &at, points, square);
         }
     return 0;
@@ -481,10 +520,10 @@ static int backward(const Job *j, int64_t first, int64_t last)
             const int64_t from = scratch(j, &at), row = j->block;
             real *kept = pixels(j, &at);
             slopes(j, &at, kept + SLOPE * row, kept + LEVEL * row, kept + SLOPE_BY * row, kept + LEVEL_BY * row);
-            unprojected(j, &at, kept + SLOPE * row, kept + LEVEL * row, j->points + from, j->angles + from, cap,
-                        square);
+            unprojected(j, &at, kept + SLOPE * row, kept + LEVEL * row, j->points + from, j->by_a + from,
+                        j->by_steepness + from, cap, square);
             finish_backward(j, &at, j->points + from, square, j->grads + from);
-            unprojected_backward(j, &at, j->points + from, j->angles + from, j->grads + from, sums);
+            unprojected_backward(j, &at, j->by_a + from, j->by_steepness + from, j->grads + from, sums);
         }
     }
     return 0;
@@ -503,7 +542,7 @@ static int forward_points(const Job *j, int64_t first, int64_t last)
             const Block at = block_of(j, n, k);
             real *restrict points = j->points + scratch(j, &at);
             slopes(j, &at, slope, level, slope_by, level_by);
-            const int capped = unprojected(j, &at, slope, level, points, 0, cap, square);
+            const int capped = unprojected(j, &at, slope, level, points, 0, 0, cap, square);
             for (int64_t c = 0; c < j->channels; c++) {
                 real *restrict row = points + c * j->block;
                 if (capped) {
@@ -538,7 +577,7 @@ static void products_with(const Job *j, const Block *at, const real *restrict w,
 int newton(const Job *j, int64_t first, int64_t last)
 {
     const int64_t channels = j->channels, count = channels + 1 + channels * channels;
-    const real m = (real)j->m;
+    const real m = (real)j->m, by_m = 1 / (2 + m);
     real *seen = aligned_alloc(64, (size_t)(channels * j->block) * sizeof(real));
     if (!seen) return 1;
     Row square, product, unused, pull, along, radial, weighted;
@@ -552,11 +591,11 @@ int newton(const Job *j, int64_t first, int64_t last)
             EACH for (int i = 0; i < at.size; i++) {
                 const real x = excess(square[i]), gap = x + m + x * m - product[i], g = gap < 0 ? 0 : gap;
                 const real sinh2 = g * (2 + g);
-                pull[i] = asinhc(sinh2);
+                pull[i] = asinhc(sinh2, g);
                 along[i] = pull[i] * (1 + g);
                 const real far = sinh2 < SINGULAR ? SINGULAR : sinh2;
                 radial[i] = sinh2 > SINGULAR ? (1 - along[i]) / far : R(-1. / 3);
-                product[i] = (2 + x + g) / (2 + m);
+                product[i] = (2 + x + g) * by_m;
             }
             sums[channels] += (double)total(along, at.size);
             for (int64_t c = 0; c < channels; c++) {
@@ -601,7 +640,7 @@ int forward_spread(const Job *j, int64_t first, int64_t last)
             products_with(j, &at, j->points + scratch(j, &at), j->mean, j->bias, square, with_mean, with_bias);
             EACH for (int i = 0; i < at.size; i++) {
                 const real x = excess(square[i]), e = x + m + x * m - with_mean[i], h = x + b + x * b - with_bias[i];
-                const real g = e < 0 ? 0 : e, sinh2 = g * (2 + g), ratio = asinhc(sinh2);
+                const real g = e < 0 ? 0 : e, sinh2 = g * (2 + g), ratio = asinhc(sinh2, g);
                 gap[i] = g;
                 other[i] = h < 0 ? 0 : h;
                 pull[i] = ratio;
@@ -617,7 +656,7 @@ int forward_spread(const Job *j, int64_t first, int64_t last)
 /* Points → tangents; the points are overwritten. */
 int forward_moved(const Job *j, int64_t first, int64_t last)
 {
-    const real f = (real)j->f, gain = (real)j->gain, root = SQRT(gain);
+    const real f = (real)j->f, gain = (real)j->gain, root = SQRT(gain), by_f = 1 / (2 + f);
     Row stretch, to_mean, to_bias, square;
     for (int64_t n = first; n < last; n++)
         for (int64_t k = 0; k < j->blocks; k++) {
@@ -628,10 +667,12 @@ int forward_moved(const Job *j, int64_t first, int64_t last)
             EACH for (int i = 0; i < at.size; i++) {
                 const real e = gap[i], h = other[i], ratio = pull[i], d2 = gain * (e * (2 + e) * ratio * ratio);
                 const real scaled = d2 > LARGEST_ANGLE * LARGEST_ANGLE ? LARGEST_ANGLE * LARGEST_ANGLE : d2;
-                const real shrink = sinhc(scaled), s = root * shrink * ratio, by_f = s / (2 + f);
+                real shrink, cosh;
+                sinhc(scaled, &shrink, &cosh);
+                const real s = root * shrink * ratio;
                 stretch[i] = s;
-                to_mean[i] = -by_f * (2 + e + h);
-                to_bias[i] = by_f * (e + f + e * f - h) + SQRT(1 + scaled * shrink * shrink);
+                to_mean[i] = -by_f * s * (2 + e + h);
+                to_bias[i] = by_f * s * (e + f + e * f - h) + cosh;
                 square[i] = 0;
             }
             for (int64_t c = 0; c < j->channels; c++) {
@@ -654,6 +695,7 @@ int backward_moved(const Job *j, int64_t first, int64_t last)
 {
     const int64_t channels = j->channels, count = 3 * channels + 5;
     const real m = (real)j->m, b = (real)j->b, f = (real)j->f, gain = (real)j->gain, root = SQRT(gain);
+    const real by_f = 1 / (2 + f), by_root = 1 / (2 * gain);
     real *z = aligned_alloc(64, (size_t)(channels * j->block) * sizeof(real));
     if (!z) return 1;
     Row square, with_mean, with_bias, e, h, shrink_by, cosh, shrink, stretch, to_mean, to_bias, z2, gw, gm, gb, ge, gh, cw;
@@ -669,7 +711,8 @@ int backward_moved(const Job *j, int64_t first, int64_t last)
             real *restrict pull = kept + PULL * row;
             real *restrict v = j->points + from, *restrict g = j->grads + from;
             slopes(j, &at, kept + SLOPE * row, kept + LEVEL * row, kept + SLOPE_BY * row, kept + LEVEL_BY * row);
-            unprojected(j, &at, kept + SLOPE * row, kept + LEVEL * row, v, j->angles + from, cap, square);
+            unprojected(j, &at, kept + SLOPE * row, kept + LEVEL * row, v, j->by_a + from, j->by_steepness + from, cap,
+                        square);
             products_with(j, &at, v, j->mean, j->bias, square, with_mean, with_bias);
             EACH for (int i = 0; i < size; i++) {
                 const real x = excess(cap[i] * cap[i] * square[i]);
@@ -677,16 +720,14 @@ int backward_moved(const Job *j, int64_t first, int64_t last)
                 e[i] = x + m + x * m - cap[i] * with_mean[i];
                 h[i] = x + b + x * b - cap[i] * with_bias[i];
                 const real gap = e[i] < 0 ? 0 : e[i], other = h[i] < 0 ? 0 : h[i];
-                const real sinh2 = gap * (2 + gap), ratio = asinhc(sinh2), d2 = gain * (sinh2 * ratio * ratio);
+                const real sinh2 = gap * (2 + gap), ratio = asinhc(sinh2, gap), d2 = gain * (sinh2 * ratio * ratio);
                 const real scaled = d2 > LARGEST_ANGLE * LARGEST_ANGLE ? LARGEST_ANGLE * LARGEST_ANGLE : d2;
                 pull[i] = ratio;
-                shrink[i] = sinhc(scaled);
-                cosh[i] = SQRT(1 + scaled * shrink[i] * shrink[i]);
+                sinhc(scaled, shrink + i, cosh + i);
                 shrink_by[i] = sinhc_by(scaled, shrink[i], cosh[i]);
                 stretch[i] = root * shrink[i] * ratio;
-                const real by_f = stretch[i] / (2 + f);
-                to_mean[i] = -by_f * (2 + gap + other);
-                to_bias[i] = by_f * (gap + f + gap * f - other) + cosh[i];
+                to_mean[i] = -by_f * stretch[i] * (2 + gap + other);
+                to_bias[i] = by_f * stretch[i] * (gap + f + gap * f - other) + cosh[i];
                 z2[i] = gw[i] = gm[i] = gb[i] = 0;
             }
             for (int64_t c = 0; c < channels; c++) {
@@ -709,7 +750,7 @@ int backward_moved(const Job *j, int64_t first, int64_t last)
             EACH for (int i = 0; i < size; i++) {
                 const real gap = e[i] < 0 ? 0 : e[i], other = h[i] < 0 ? 0 : h[i], ratio = pull[i], s = stretch[i];
                 const real sinh2 = gap * (2 + gap), d2 = sinh2 * ratio * ratio;
-                const real by_f = 1 / (2 + f), near = 2 + gap + other;
+                const real near = 2 + gap + other;
                 const real g_stretch =
                     cap[i] * gw[i] - gm[i] * near * by_f + gb[i] * (gap + f + gap * f - other) * by_f;
                 const int inside = !(gain * d2 > LARGEST_ANGLE * LARGEST_ANGLE);
@@ -718,9 +759,9 @@ int backward_moved(const Job *j, int64_t first, int64_t last)
                 const real g_scaled = g_stretch * root * ratio * shrink_by_d2 + gb[i] * cosh_by_d2;
                 const real g_ratio = g_stretch * root * shrink[i];
                 const real g_e = (gb[i] * (1 + f) - gm[i]) * s * by_f + g_scaled * gain * 2 * ratio +
-                                 g_ratio * asinhc_by(sinh2, ratio) * 2 * (1 + gap);
+                                 g_ratio * asinhc_by(sinh2, gap, ratio) * 2 * (1 + gap);
                 const real g_h = -(gm[i] + gb[i]) * s * by_f;
-                g_gain[i] = g_scaled * d2 + g_ratio * ratio / (2 * gain);
+                g_gain[i] = g_scaled * d2 + g_ratio * ratio * by_root;
                 g_f[i] = s * near * by_f * by_f * (gm[i] + gb[i]);
                 ge[i] = e[i] < 0 ? 0 : g_e;
                 gh[i] = h[i] < 0 ? 0 : g_h;
@@ -763,7 +804,7 @@ static int backward_points(const Job *j, int64_t first, int64_t last)
 {
     const int64_t channels = j->channels;
     const real m = (real)j->m, to_gap = (real)(2 * j->g_distance2), g_time = (real)j->g_time;
-    const real old_m = (real)j->old_m, pull_mean = (real)j->pull_mean;
+    const real old_m = (real)j->old_m, pull_mean = (real)j->pull_mean, by_m = 1 / (2 + old_m);
     const real limit = (real)sinh(2 * j->limit), most = limit * limit;
     Row by_w, by_mean, by_pull, by_old, square, with_old, with_pull, inner;
     for (int64_t n = first; n < last; n++) {
@@ -787,10 +828,10 @@ static int backward_points(const Job *j, int64_t first, int64_t last)
                 products_with(j, &at, v, j->old_mean, j->pull, square, with_old, with_pull);
                 EACH for (int i = 0; i < size; i++) {
                     const real x = time[i] - 1, raw = x + old_m + x * old_m - cap[i] * with_old[i];
-                    const real gap = raw < 0 ? 0 : raw, sinh2 = gap * (2 + gap), ratio = asinhc(sinh2);
-                    const real by_m = 1 / (2 + old_m), pulled = cap[i] * with_pull[i] - pull_mean * (2 + x + gap) * by_m;
+                    const real gap = raw < 0 ? 0 : raw, sinh2 = gap * (2 + gap), ratio = asinhc(sinh2, gap);
+                    const real pulled = cap[i] * with_pull[i] - pull_mean * (2 + x + gap) * by_m;
                     const real g_x = -ratio * pull_mean * by_m;
-                    const real g_gap = g_x + pulled * asinhc_by(sinh2, ratio) * 2 * (1 + gap);
+                    const real g_gap = g_x + pulled * asinhc_by(sinh2, gap, ratio) * 2 * (1 + gap);
                     const real held = raw < 0 ? 0 : g_gap;
                     by_pull[i] = ratio;
                     by_old[i] = -held;
@@ -824,7 +865,7 @@ static int backward_points(const Job *j, int64_t first, int64_t last)
                     EACH for (int i = 0; i < size; i++) gc[i] = cap[i] * (gc[i] - inner[i] * vc[i]);
                 }
             }
-            unprojected_backward(j, &at, v, j->angles + from, g, sums);
+            unprojected_backward(j, &at, j->by_a + from, j->by_steepness + from, g, sums);
         }
     }
     return 0;
@@ -863,6 +904,15 @@ typedef struct {
     real *g_u, *g_weight;             /* [N, C, H, W], [⌈N / together⌉, K, C, h, w] */
 } Window;
 
+/* Keeps what was loaded once in its register: compilers load it anew for each of its uses. */
+#if defined(__x86_64__)
+#define KEEP(vector) __asm__("" : "+v"(vector))
+#elif defined(__aarch64__)
+#define KEEP(vector) __asm__("" : "+w"(vector))
+#else
+#define KEEP(vector)
+#endif
+
 static inline int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline Vector load(const real *x) { return *(const Vector *)x; }
 
@@ -880,7 +930,8 @@ static void correlate(const real *from, const real *weight, const int64_t *offse
                 const real *x = from + offset[t] + i, *wt = w + t * FILTERS;
 #pragma GCC unroll 4
                 for (int v = 0; v < WIDE; v++) {
-                    const Vector value = load(x + v * LANES);
+                    Vector value = load(x + v * LANES);
+                    KEEP(value);
 #pragma GCC unroll 4
                     for (int f = 0; f < FILTERS; f++) sum[f][v] += wt[f] * value;
                 }
@@ -893,7 +944,8 @@ static void correlate(const real *from, const real *weight, const int64_t *offse
         for (; i < length; i += LANES) {
             Vector sum[FILTERS] = {0};
             for (int64_t t = 0; t < taps; t++) {
-                const Vector value = load(from + offset[t] + i);
+                Vector value = load(from + offset[t] + i);
+                KEEP(value);
                 const real *wt = w + t * FILTERS;
 #pragma GCC unroll 4
                 for (int f = 0; f < FILTERS; f++) sum[f] += wt[f] * value;
@@ -920,7 +972,8 @@ static void correlate_weight(const real *from, int64_t from_size, const real *gr
                     for (int f = 0; f < FILTERS; f++) value[f] = load(g + f * length + i);
 #pragma GCC unroll 6
                     for (int s = 0; s < TAPS; s++) {
-                        const Vector seen = load(x + offset[t + s] + i);
+                        Vector seen = load(x + offset[t + s] + i);
+                    KEEP(seen);
 #pragma GCC unroll 4
                         for (int f = 0; f < FILTERS; f++) sum[f][s] += value[f] * seen;
                     }

@@ -40,7 +40,6 @@ LOG = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("_native.c")
 # No -ffast-math: it would swallow NaN and flush small numbers to 0 in the whole process.
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
-FLAGS += ["-fno-tree-loop-distribute-patterns"]  # rows are short: a call of memcpy for each costs more than the copy
 LINK = ["-shared", "-fPIC"]
 COMPILE_SECONDS = 120
 
@@ -143,7 +142,7 @@ class _Job(ctypes.Structure):
         + [(name, ctypes.c_void_p) for name in ("products", "field", "shift", "steepness", "skip", "tangents", "grad")]
         + [(name, ctypes.c_void_p) for name in ("mean", "bias", "g_mean", "old_mean", "pull")]
         + [(name, ctypes.c_void_p) for name in ("out", "g_products", "g_field", "g_skip")]
-        + [(name, ctypes.c_void_p) for name in ("points", "angles", "grads", "pixel", "sums")]
+        + [(name, ctypes.c_void_p) for name in ("points", "by_a", "by_steepness", "grads", "pixel", "sums")]
     )
 
 
@@ -470,7 +469,8 @@ class _Layer(torch.autograd.Function):
         u, weight, shift, steepness, gain, bias, skip, products, field, tangents = ctx.saved_tensors
         shape, channels = ctx.shape, products.shape[1]
         run = _Run(shape, products, field, shift, steepness)
-        run.scratch("angles", channels)
+        run.scratch("by_a", channels)
+        run.scratch("by_steepness", channels)
         run.scratch("grads", channels)
         run.scratch("g_products", channels)
         run.scratch("g_field", 1)

@@ -86,8 +86,26 @@ def planes(z: Tensor, r: Tensor | None, c: Tensor | float) -> Planes:
     return Planes((z * scale.view(-1, *[1] * (z.dim() - 1))).contiguous(), shift, 2 * norm)
 
 
+class _SumOfSquares(torch.autograd.Function):
+    """With one pass over all channels in the backward, where autograd makes two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, dim: int) -> Tensor:
+        return x.square().sum(dim, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return 2 * grad * ctx.saved_tensors[0], None
+
+
 def sum_of_squares(x: Tensor, dim: int = CHANNELS) -> Tensor:
-    return x.square().sum(dim, keepdim=True)
+    return _SumOfSquares.apply(x, dim)
 
 
 def inner(x: Tensor, y: Tensor, dim: int = CHANNELS) -> Tensor:
@@ -101,8 +119,7 @@ def excess(square: Tensor) -> Tensor:
 
 def _shortened(square: Tensor, limit: float) -> Tensor:
     """The factor that brings a vector of this ‖·‖² to at most `limit`."""
-    beyond = square > limit * limit
-    return torch.where(beyond, limit * torch.where(beyond, square, 1.0).rsqrt(), 1.0)
+    return (square / limit**2).clamp(min=1).rsqrt()
 
 
 def points_of(u: Tensor, limit: float, dim: int = CHANNELS) -> Tensor:
@@ -138,15 +155,57 @@ def scores(products: Tensor, square: Tensor, p: Planes, limit: float, inverted: 
         lam = 2 * (1 - cut * tanh.square())
         slope, level = lam * tanh * _shortened(square, limit), lam - 1
     else:
-        slope = 2 * sinhc(4 * cut) * _shortened(square, limit)
-        level = 1 + 2 * cut * sinhc(cut).square()
+        half = sinhc(cut)  # sinh s/s
+        beyond = cut * half.square()  # sinh² s
+        slope, level = 2 * half * (1 + beyond).sqrt() * _shortened(square, limit), 1 + 2 * beyond
     shape = (1, -1, *[1] * (products.dim() - 2))
     return p.steepness.view(shape) * arsinh(slope * products - level * p.shift.view(shape), 1.0)
 
 
+class _Sinh(torch.autograd.Function):
+    """sinh, with √(1 + sinh²) for its derivative: a third of the time of cosh."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(v: Tensor) -> Tensor:
+        return v.sinh()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad * (1 + ctx.saved_tensors[0].square()).sqrt()
+
+
 def points_of_scores(v: Tensor, limit: float, dim: int = CHANNELS) -> Tensor:
     """The point whose signed distances to the coordinate hyperplanes are the scores: W_k = sinh(√c v_k), projected."""
-    return project(v.clamp(-LARGEST_ANGLE, LARGEST_ANGLE).sinh(), limit, dim)
+    return project(_Sinh.apply(F.hardtanh(v, -LARGEST_ANGLE, LARGEST_ANGLE)), limit, dim)
+
+
+class _Conv2d(torch.autograd.Function):
+    """F.conv2d whose backward has channels last on a CPU: with so few channels it takes a third of the time."""
+
+    @staticmethod
+    def forward(u: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+        return F.conv2d(u, weight, None, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        u, weight, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(u, weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        layout = torch.channels_last if grad.device.type == "cpu" else torch.contiguous_format
+        grad, u, weight = (t.contiguous(memory_format=layout) for t in (grad, *ctx.saved_tensors))
+        wanted = [*ctx.needs_input_grad[:2], False]
+        back = torch.ops.aten.convolution_backward(
+            grad, u, weight, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, wanted
+        )
+        return *(None if b is None else b.contiguous() for b in back[:2]), None, None
 
 
 def convolution(
@@ -155,7 +214,7 @@ def convolution(
     """Scaled tangents [N, C, H, W] → points [N, K, H′, W′]; the planes' weights [K, C, h, w]."""
     height, width = p.weight.shape[2:]
     ratio = beta_ratio(height * width * u.shape[1], u.shape[1])
-    products = F.conv2d(u, ratio * p.weight, None, stride, padding)
+    products = _Conv2d.apply(u, ratio * p.weight, stride, padding)
     field = sum_of_squares(u)
     if padding[0] > height // 2 or padding[1] > width // 2:  # more than avg_pool2d takes
         field, padding = F.pad(field, (padding[1], padding[1], padding[0], padding[0])), (0, 0)

@@ -24,6 +24,12 @@ def plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYPIMG_NATIVE", "0")
 
 
+@pytest.fixture(params=["plain", "native"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms of the layers; where there is no compiler, native is plain."""
+    monkeypatch.setenv("HYPIMG_NATIVE", "0" if request.param == "plain" else "1")
+
+
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "nn"))
@@ -44,7 +50,7 @@ def inputs_of(*modules, images):
         OFFICIAL,
     ],
 )
-def test_it_is_the_network_as_printed(reference, options):
+def test_it_is_the_network_as_printed(form, reference, options):
     """Output, and the gradients of images, every parameter and the curvature, in float64."""
     ball = PoincareBall(0.1, learn_c=True, margin=1e-5)
     net = reference.randomise(PoincareResNet((3, 8, 8), ball, **SMALL, **options))
@@ -55,7 +61,7 @@ def test_it_is_the_network_as_printed(reference, options):
 
 
 @pytest.mark.parametrize("official", [False, True])
-def test_with_its_head_it_is_the_classifier_as_printed(reference, official):
+def test_with_its_head_it_is_the_classifier_as_printed(form, reference, official):
     """`paper`: logits v_k; `official`: log₀ of the layer's output, λ inverted, ⊕ along rows, and its float32 margin."""
     ball = PoincareBall(0.1, learn_c=True, margin=4e-3)
     net = PoincareResNet((3, 8, 8), ball, **SMALL, **(OFFICIAL if official else {}))
@@ -68,7 +74,7 @@ def test_with_its_head_it_is_the_classifier_as_printed(reference, official):
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_the_plain_network_is_as_printed(reference, norm):
+def test_the_plain_network_is_as_printed(form, reference, norm):
     ball = PoincareBall(0.1, learn_c=True, margin=1e-5)
     net = reference.randomise(PoincareConvNet((3, 6, 6), ball, widths=(3, 3, 4), norm=norm))
     images = reference.tensor(2, 3, 6, 6).requires_grad_()
@@ -86,7 +92,13 @@ def test_there_are_as_many_parameters_as_in_the_official_code(depth, widths, cou
     modules = (net, PoincareLinear(net.out_features, 10, ball))
     assert sum(p.numel() for module in modules for p in module.parameters()) == count
     assert len(net.blocks) == (depth - 2) // 2
-    assert sum(block.shortcut is not None for block in net.blocks) == 2
+    each = (depth - 2) // 6
+    strides = [1] * each + 2 * ([2] + [1] * (each - 1))
+    assert [block.conv1.stride for block in net.blocks] == [(stride, stride) for stride in strides]
+    for block, stride in zip(net.blocks, strides, strict=True):
+        assert block.conv1.padding == block.conv2.padding == (1, 1) and block.conv2.stride == (1, 1)
+        assert (block.shortcut is None) == (stride == 1)
+        assert stride == 1 or (block.shortcut.kernel_size, block.shortcut.stride) == ((1, 1), (2, 2))
 
 
 def test_the_options_reach_every_layer():
@@ -102,7 +114,7 @@ def test_the_options_reach_every_layer():
     assert sum("log_ratio" in name for name, _ in net.named_parameters()) == 1
 
 
-def test_float32_keeps_six_digits(reference):
+def test_float32_keeps_six_digits(form, reference):
     """The median of ten draws: one flipped ReLU decides about the largest."""
     errors = []
     for seed in range(10):
@@ -136,7 +148,7 @@ def test_a_batch_of_one_and_images_of_other_shapes(reference):
 
 @pytest.mark.parametrize("size", [0.0, 1e-20, 1.0, 1e4])
 @pytest.mark.parametrize("options", [{}, {"norm_mean": "frechet"}, OFFICIAL])
-def test_values_and_gradients_stay_finite(size, options):
+def test_values_and_gradients_stay_finite(form, size, options):
     torch.manual_seed(0)
     net = PoincareResNet((3, 8, 8), PoincareBall(0.1, learn_c=True, margin=4e-3), **SMALL, **options)
     for images in (torch.randn(2, 3, 8, 8), torch.ones(2, 3, 8, 8)):

@@ -37,6 +37,12 @@ def plain_form(monkeypatch):
     monkeypatch.setenv("HYPIMG_NATIVE", "0")
 
 
+@pytest.fixture(params=["plain", "native"])
+def form(request, monkeypatch):
+    """Both forms of the layers; where there is no compiler, native is plain."""
+    monkeypatch.setenv("HYPIMG_NATIVE", "0" if request.param == "plain" else "1")
+
+
 class Peer:
     """HypLL's manifold of the curvature of one of our balls, through which its gradient flows."""
 
@@ -68,7 +74,7 @@ def ball():
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "bias"), [(3, 1, 1, True), (3, 2, 1, True), (1, 2, 0, True), (3, 1, 0, False)]
 )
-def test_convolution(ball, kernel, stride, padding, bias):
+def test_convolution(form, ball, kernel, stride, padding, bias):
     ours = randomise(PoincareConv2d(3, 4, kernel, ball, stride, padding, bias))
     peer, u = Peer(ball), tensor(2, 3, 6, 6).requires_grad_()
     theirs = modules.HConvolution2d(3, 4, kernel, peer.manifold, bias, stride, padding)
@@ -107,7 +113,7 @@ def test_linear_residual_and_pooling(ball):
     agree(PoincareAvgPool2d(ball, mean="midpoint")(v).flatten(1), mean, {"v": v, "c": ball.log_ratio})
 
 
-def test_the_whole_network(monkeypatch):
+def test_the_whole_network(form, monkeypatch):
     """ResNet-20 as `benchmarks/hypll_resnet.py` builds it of HypLL's layers: 1e-12 in outputs, 1e-9 in gradients."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     peer = importlib.import_module("hypll_resnet")

@@ -37,8 +37,14 @@ seeds = st.integers(0, 2**20)
 
 @pytest.fixture(autouse=True)
 def plain_form(monkeypatch):
-    """The layers as torch operations, which is what these tests are about."""
+    """The layers as torch operations, which most of these tests are about."""
     monkeypatch.setenv("HYPIMG_NATIVE", "0")
+
+
+@pytest.fixture(params=["plain", "native"])
+def form(request, monkeypatch):
+    """Both forms of the layers; where there is no compiler, native is plain."""
+    monkeypatch.setenv("HYPIMG_NATIVE", "0" if request.param == "plain" else "1")
 
 
 def ball(c=0.3, learn_c=False, margin=MARGIN):
@@ -87,7 +93,7 @@ def test_linear_is_the_printed_formula(size, margin, inverted, bias):
     ("kernel", "stride", "padding", "bias"),
     [(3, 1, 1, True), (1, 2, 0, True), ((2, 3), (2, 1), (0, 2), True), (3, 2, 1, False)],
 )
-def test_convolution_is_the_printed_formula_of_fields(size, margin, inverted, kernel, stride, padding, bias):
+def test_convolution_is_the_printed_formula_of_fields(form, size, margin, inverted, kernel, stride, padding, bias):
     sizes = 2, 3, kernel, ball(0.7, True, margin), stride, padding
     layer = randomise(PoincareConv2d(*sizes, bias, inverted_lambda=inverted))
     u = vectors(2, 2, 5, 6, size=size)
@@ -152,7 +158,7 @@ def test_pooling_is_the_mean_of_windows(mean):
 @pytest.mark.parametrize("mean", ["midpoint", "frechet"])
 @pytest.mark.parametrize("statistics", ["batch", "frozen"])
 @pytest.mark.parametrize("inverted", [False, True])
-def test_one_pass_is_the_modules_one_after_another(mean, statistics, inverted):
+def test_one_pass_is_the_modules_one_after_another(form, mean, statistics, inverted):
     space = ball(0.7, True)
     conv = randomise(PoincareConv2d(2, 3, 3, space, padding=1, inverted_lambda=inverted))
     norm, residual = randomise(PoincareBatchNorm2d(3, space, mean)), MobiusResidual(space)
@@ -212,8 +218,8 @@ def test_batch_norm_sets_the_variance_about_its_bias(seed, d, mean, c):
     before = poincare.expmap0(u.movedim(1, -1).flatten(0, -2), c)
     middle = means.midpoint(before, c) if mean == "midpoint" else means.frechet_mean(before, c).point
     variance = poincare.dist(before, middle, c).square().mean()
-    expected = float(layer.weight * variance / (variance + layer.eps))
-    assert float(poincare.dist(y, target, c).square().mean()) == pytest.approx(expected, rel=1e-8)
+    expected = (layer.weight * variance / (variance + layer.eps)).item()
+    assert poincare.dist(y, target, c).square().mean().item() == pytest.approx(expected, rel=1e-8)
     if mean == "frechet":  # logarithms at the mean sum to 0, and stay so when scaled; those at a midpoint do not
         assert poincare.dist(means.frechet_mean(y, c).point, target, c) < 1e-6
 
@@ -647,7 +653,7 @@ def test_what_cannot_be_is_refused_in_one_line(call, line):
 @pytest.mark.parametrize("c", [0.1, 1.0])
 @pytest.mark.parametrize("size", [0.0, 1e-20, 1e-6, 1e4, 1e15])
 @pytest.mark.parametrize("constant", [False, True])
-def test_values_and_gradients_stay_finite(mean, c, size, constant):
+def test_values_and_gradients_stay_finite(form, mean, c, size, constant):
     model = Small(mean=mean, margin=4e-3)
     model.ball.start_c = c
     x = size * (torch.ones(2, 3, 6, 6) if constant else images(2, 3, 6, 6))
