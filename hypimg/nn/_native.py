@@ -337,54 +337,72 @@ class _Shape(NamedTuple):
     frechet: bool
 
 
-class _Run:
-    """One forward or one backward pass: the job, and all memory that it points to."""
+class _Placed(NamedTuple):
+    """What a norm's forward leaves for its backward, on the host in float64."""
 
-    def __init__(self, shape: _Shape, products: Tensor, field: Tensor, shift: Tensor, steepness: Tensor) -> None:
-        self.dtype, self.images = products.dtype, products.shape[0]
-        self.channels, self.pixels = products.shape[1], products.shape[2] * products.shape[3]
-        self.library = _library(self.dtype)
-        self.held: list = []  # what the job's pointers need alive
-        self.real = np.float32 if self.dtype == torch.float32 else np.float64
-        block = min(BLOCK, max(BLOCK_NUMBERS // self.channels, 4 * LANES), self.pixels)
+    known: _Mean
+    beta: np.ndarray  # √c β [K]
+    spread: float  # the variance
+    c: float
+
+
+@functools.cache
+def _ratio(fan_in: int, channels: int) -> float:
+    return lorentz.beta_ratio(fan_in, channels)
+
+
+class _Run:
+    """The jobs of one layer on one batch, for its forward and its backward, and the memory that they point to."""
+
+    def __init__(self, u: Tensor, kernels: torch.Size, shape: _Shape) -> None:
+        filters, channels, *kernel = kernels
+        images, _, *size = u.shape
+        self.out = [
+            (long + 2 * pad - tap) // step + 1
+            for long, pad, tap, step in zip(size, shape.padding, kernel, shape.stride, strict=True)
+        ]
+        self.library, self.shape, self.dtype = _library(u.dtype), shape, u.dtype
+        self.real = np.float32 if u.dtype == torch.float32 else np.float64
+        self.images, self.channels, self.pixels = images, filters, math.prod(self.out)
+        self.ratio = _ratio(channels * math.prod(kernel), channels)
+        self.vectors: dict[str, np.ndarray] = {}  # what the job points to; tensors stay with their owners
+        block = min(BLOCK, max(BLOCK_NUMBERS // filters, 4 * LANES), self.pixels)
         block = -(-block // LANES) * LANES
         blocks = -(-self.pixels // block)
+        self.room = images * blocks * block
+        together = max(1, TOGETHER // self.pixels)
+        self.heaps = -(-images // together)
         self.job = _Job(
-            channels=self.channels, pixels=self.pixels, block=block, blocks=blocks, limit=shape.limit,
+            channels=filters, pixels=self.pixels, block=block, blocks=blocks, limit=shape.limit,
             inverted=shape.inverted, relu=shape.relu, normed=shape.normed, frechet=shape.frechet,
         )  # fmt: skip
-        self.room = self.images * blocks * block
-        self.scratch("points", self.channels)
-        self.scratch("pixel", PIXEL_ROWS)
-        self.tensors(products=products, field=field, shift=shift, steepness=steepness)
+        self.window = _Window(
+            channels=channels, height=size[0], width=size[1], filters=filters, out_height=self.out[0],
+            out_width=self.out[1], kernel=tuple(kernel), stride=shape.stride, padding=shape.padding, images=images,
+            together=together, scale=self.ratio**2,
+        )  # fmt: skip
 
-    def scratch(self, name: str, rows: int) -> None:
-        setattr(self.job, name, _SCRATCH.take(name, self.room * rows, self.dtype))
+    def scratch(self, **rows: int) -> None:
+        for name, count in rows.items():
+            setattr(self.job, name, _SCRATCH.take(name, self.room * count, self.dtype))
 
-    def tensors(self, **tensors: Tensor | None) -> None:
+    def point(self, job: ctypes.Structure, **tensors: Tensor | None) -> None:
+        """A job's pointers to contiguous tensors, which the caller keeps alive."""
         for name, tensor in tensors.items():
-            if tensor is not None:
-                if tensor.dtype != self.dtype or not tensor.is_contiguous():
-                    tensor = tensor.to(self.dtype).contiguous()
-                self.held.append(tensor)
-                setattr(self.job, name, tensor.data_ptr())
+            setattr(job, name, None if tensor is None else tensor.data_ptr())
 
     def vector(self, name: str, vector: np.ndarray) -> np.ndarray:
         """[K] for the loops; as they see it, in float64."""
-        rounded = np.ascontiguousarray(vector, self.real)
-        self.held.append(rounded)
+        rounded = self.vectors[name] = np.ascontiguousarray(vector, self.real)
         setattr(self.job, name, rounded.ctypes.data)
         return rounded.astype(np.float64)
 
-    def each(self, name: str, sums: int = 0, window: _Window | None = None) -> np.ndarray:
+    def each(self, name: str, sums: int = 0, with_window: bool = False) -> np.ndarray:
         """A pass over all images; what it added up, [sums]."""
         store = np.empty((self.images, sums))
         self.job.sums = store.ctypes.data
-        work = self.images * self.pixels * self.channels
-        if window is None:
-            _each(getattr(self.library, name), [self.job], self.images, work)
-        else:
-            _each(getattr(self.library, name), [self.job, window], -(-self.images // window.together), work)
+        jobs, count = ([self.job, self.window], self.heaps) if with_window else ([self.job], self.images)
+        _each(getattr(self.library, name), jobs, count, self.images * self.pixels * self.channels)
         return store.sum(0)
 
     def frechet_mean(self, start: _Mean, count: int) -> _Mean:
@@ -401,63 +419,41 @@ class _Run:
         return known
 
 
-def _window(u: Tensor, weight: Tensor, scaled: Tensor, out: tuple[int, ...], shape: _Shape) -> _Window:
-    """The convolution of u with scaled = ρ · weight to [N, K, H′, W′]."""
-    filters, channels, *kernel = weight.shape
-    return _Window(
-        channels=channels, height=u.shape[2], width=u.shape[3], filters=filters, out_height=out[2], out_width=out[3],
-        kernel=tuple(kernel), stride=shape.stride, padding=shape.padding, images=len(u),
-        together=max(1, TOGETHER // (out[2] * out[3])), scale=_ratio(weight) ** 2, u=u.data_ptr(),
-        weight=scaled.data_ptr(),
-    )  # fmt: skip
-
-
-def _ratio(weight: Tensor) -> float:
-    return lorentz.beta_ratio(weight[0].numel(), weight.shape[1])
+def _like(u: Tensor, tensor: Tensor | None) -> Tensor | None:
+    """In the dtype of u and contiguous."""
+    if tensor is None or (tensor.dtype == u.dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(u.dtype).contiguous()
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, weight, shift, steepness, gain, bias, c, skip, shape: _Shape):
-        u = u.contiguous()
-        (images, _, *size), (channels, _, *kernel) = u.shape, weight.shape
-        out = [
-            (long + 2 * pad - tap) // step + 1
-            for long, pad, tap, step in zip(size, shape.padding, kernel, shape.stride, strict=True)
-        ]
-        products, field = u.new_empty(images, channels, *out), u.new_empty(images, 1, *out)
-        scaled = (_ratio(weight) * weight.detach()).contiguous()
-        window = _window(u, weight, scaled, products.shape, shape)
-        window.products, window.field = products.data_ptr(), field.data_ptr()
+        ctx.dtypes = [None if t is None else t.dtype for t in (weight, shift, steepness, skip)]
+        run = _Run(u, weight.shape, shape)
+        u, shift, steepness, skip = (_like(u, t) for t in (u, shift, steepness, skip))
+        scaled = _like(u, run.ratio * weight)
+        images, channels = run.images, run.channels
+        products, field = u.new_empty(images, channels, *run.out), u.new_empty(images, 1, *run.out)
         tangents = torch.empty_like(products)
-        run = _Run(shape, products, field, shift, steepness)
-        run.tensors(out=tangents, skip=skip)
-        known = variance = newton = None
-        if shape.normed:
-            count = images * run.pixels
-            sums = run.each("forward_layer", channels + 1, window) / count
-            vector, time = sums[:channels], float(sums[channels])
-            known = _Mean(_midpoint(vector, time)[0], vector, time)
-            newton = u.new_zeros(())
-            if shape.frechet:
-                known = run.frechet_mean(known, count)
-                newton.fill_(math.sqrt(known.step @ known.step))
-            known = known._replace(mean=_place(run, known.mean, bias, shape.limit))
-            at = float(c)
-            spread = float(run.each("forward_spread", 1)[0]) / count / at
-            run.job.gain = float(gain) / (spread + shape.eps)
-            run.each("forward_moved")
-            variance = u.new_tensor(spread)
-            ctx.known, ctx.spread, ctx.c = known, spread, at
-        else:
-            run.each("forward_layer", 0, window)
-        ctx.shape = shape
-        ctx.save_for_backward(
-            u, weight, shift, steepness, gain, bias, skip, products, field, tangents if shape.relu else None
+        run.point(run.window, u=u, weight=scaled, products=products, field=field)
+        run.point(
+            run.job, products=products, field=field, shift=shift, steepness=steepness, skip=skip, out=tangents
         )
-        mean = None if known is None else torch.from_numpy(known.mean).to(u.dtype).view(1, -1, 1, 1)
-        if known is not None:
+        run.scratch(points=channels, pixel=PIXEL_ROWS)
+        mean = variance = newton = None
+        if shape.normed:
+            placed = _norm_forward(run, gain, bias, c)
+            ctx.placed, ctx.like = placed, (gain, bias, c)
+            known = placed.known
+            mean = torch.from_numpy(known.mean).to(u.dtype).view(1, -1, 1, 1)
+            variance = u.new_tensor(placed.spread)
+            newton = u.new_tensor(0.0 if known.step is None else math.sqrt(known.step @ known.step))
             ctx.mark_non_differentiable(mean, variance, newton)
+        else:
+            run.each("forward_layer", 0, with_window=True)
+        ctx.run = run
+        ctx.save_for_backward(u, scaled, shift, steepness, skip, products, field, tangents if shape.relu else None)
         ctx.set_materialize_grads(False)
         return tangents, mean, variance, newton
 
@@ -466,71 +462,71 @@ class _Layer(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 9
-        u, weight, shift, steepness, gain, bias, skip, products, field, tangents = ctx.saved_tensors
-        shape, channels = ctx.shape, products.shape[1]
-        run = _Run(shape, products, field, shift, steepness)
-        run.scratch("by_a", channels)
-        run.scratch("by_steepness", channels)
-        run.scratch("grads", channels)
-        run.scratch("g_products", channels)
-        run.scratch("g_field", 1)
+        u, scaled, shift, steepness, skip, products, field, tangents = ctx.saved_tensors
+        run, needs = ctx.run, ctx.needs_input_grad
+        channels = run.channels
+        grad = _like(u, grad)
         g_skip = None if skip is None else torch.empty_like(products)
-        run.tensors(grad=grad, tangents=tangents, skip=skip, g_skip=g_skip)
-        g_gain = g_bias = g_c = g_u = g_parts = None
-        if shape.normed:
-            g_gain, g_bias, g_c = _norm_backward(ctx, run, gain, bias)
-        scaled = (_ratio(weight) * weight).contiguous()
-        window = _window(u, weight, scaled, products.shape, shape)
-        window.g_products, window.g_field = run.job.g_products, run.job.g_field
-        if ctx.needs_input_grad[0]:
-            g_u = torch.empty_like(u)
-            window.g_u = g_u.data_ptr()
-        if ctx.needs_input_grad[1]:
-            g_parts = u.new_empty(-(-len(u) // window.together), *weight.shape)
-            window.g_weight = g_parts.data_ptr()
-        sums = run.each("backward_layer", 2 * channels, window)
-        g_weight = None if g_parts is None else (_ratio(weight) * g_parts.sum(0, dtype=torch.float64)).to(u.dtype)
-        g_shift = torch.from_numpy(sums[:channels]).to(shift.dtype)
-        g_steepness = torch.from_numpy(sums[channels:]).to(steepness.dtype)
-        return g_u, g_weight, g_shift, g_steepness, g_gain, g_bias, g_c, g_skip, None
+        g_u = torch.empty_like(u) if needs[0] else None
+        g_parts = u.new_empty(run.heaps, *scaled.shape) if needs[1] else None
+        run.scratch(points=channels, pixel=PIXEL_ROWS, by_a=channels, by_steepness=channels, grads=channels)
+        run.scratch(g_products=channels, g_field=1)
+        run.point(
+            run.job, products=products, field=field, shift=shift, steepness=steepness, skip=skip, grad=grad,
+            tangents=tangents, g_skip=g_skip,
+        )  # fmt: skip
+        run.point(run.window, u=u, weight=scaled, g_u=g_u, g_weight=g_parts)
+        run.window.g_products, run.window.g_field = run.job.g_products, run.job.g_field
+        of_norm = _norm_backward(ctx) if run.shape.normed else (None, None, None)
+        sums = torch.from_numpy(run.each("backward_layer", 2 * channels, with_window=True))
+        weight, *others = ctx.dtypes
+        g_weight = None if g_parts is None else (run.ratio * g_parts.sum(0, dtype=torch.float64)).to(weight)
+        g_shift, g_steepness = sums[:channels].to(others[0]), sums[channels:].to(others[1])
+        return g_u, g_weight, g_shift, g_steepness, *of_norm, None if skip is None else g_skip.to(others[2]), None
 
 
-def _place(run: _Run, mean: np.ndarray, bias: Tensor, limit: float) -> np.ndarray:
-    """Mean and bias into the job; the mean as the loops see it."""
-    beta = bias.detach().double().reshape(-1).numpy()
-    seen = run.vector("mean", mean)
-    point = run.vector("bias", _lift(float(beta @ beta), limit)[0] * beta)
+def _norm_forward(run: _Run, gain: Tensor, bias: Tensor, c: Tensor | float) -> _Placed:
+    """From the convolution to the tangents of a layer with a norm; the job keeps mean, bias and gain."""
+    job, count = run.job, run.images * run.pixels
+    sums = run.each("forward_layer", run.channels + 1, with_window=True) / count
+    vector, time = sums[:-1], float(sums[-1])
+    known = _Mean(_midpoint(vector, time)[0], vector, time)
+    if run.shape.frechet:
+        known = run.frechet_mean(known, count)
+    beta = bias.detach().reshape(-1).numpy().astype(np.float64)
+    seen = run.vector("mean", known.mean)
+    point = run.vector("bias", _lift(float(beta @ beta), run.shape.limit)[0] * beta)
     m, b = _excess(seen), _excess(point)
-    run.job.m, run.job.b, run.job.f = m, b, max(m + b + m * b - float(seen @ point), 0.0)
-    return seen
+    job.m, job.b, job.f = m, b, max(m + b + m * b - float(seen @ point), 0.0)
+    c = float(c)
+    spread = float(run.each("forward_spread", 1)[0]) / count / c
+    job.gain = float(gain) / (spread + run.shape.eps)
+    run.each("forward_moved")
+    return _Placed(known._replace(mean=seen), beta, spread, c)
 
 
-def _norm_backward(ctx, run: _Run, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _norm_backward(ctx) -> tuple[Tensor, Tensor, Tensor | None]:
     """The loops up to the gradient in mean and variance, which the job then holds; the gradients in γ, β and c."""
-    known, shape, job, channels = ctx.known, ctx.shape, run.job, run.channels
-    count = run.images * run.pixels
-    seen = _place(run, known.mean, bias, shape.limit)
-    beta = bias.detach().double().reshape(-1).numpy()
-    factor, by = _lift(float(beta @ beta), shape.limit)
-    point = factor * beta
-    job.gain = float(gain) / (ctx.spread + shape.eps)
+    run, (known, beta, spread, c), (gain, bias, curvature) = ctx.run, ctx.placed, ctx.like
+    job, channels, count, eps = run.job, run.channels, run.images * run.pixels, run.shape.eps
+    seen, point = known.mean, run.vectors["bias"].astype(np.float64)
     sums = run.each("backward_moved", 3 * channels + 5)
-    g_mean, pulled, g_point = (sums[k * channels : (k + 1) * channels] for k in range(3))
-    g_ratio, g_f, g_m, pulled_m, g_b = (float(number) for number in sums[3 * channels :])
+    g_mean, pulled, g_point = sums[: 3 * channels].reshape(3, channels)
+    g_ratio, g_f, g_m, pulled_m, g_b = sums[3 * channels :].tolist()
 
-    g_spread = -g_ratio * job.gain / (ctx.spread + shape.eps)
-    job.g_distance2 = g_spread / (count * ctx.c)
-    g_mean = g_mean + 2 * job.g_distance2 * pulled
-    g_m += 2 * job.g_distance2 * pulled_m
+    g_spread = -g_ratio * job.gain / (spread + eps)
+    job.g_distance2 = to_distance2 = g_spread / (count * c)
+    g_m += 2 * to_distance2 * pulled_m
     if job.m + job.b + job.m * job.b - seen @ point < 0:
         g_f = 0.0
     g_m += g_f * (1 + job.b)
     g_b += g_f * (1 + job.m)
-    g_mean = g_mean + g_m * seen / (1 + job.m) - g_f * point
-    g_point = g_point + g_b * point / (1 + job.b) - g_f * seen
+    g_mean = g_mean + 2 * to_distance2 * pulled + seen * (g_m / (1 + job.m)) - g_f * point
+    g_point = g_point + point * (g_b / (1 + job.b)) - g_f * seen
+    factor, by = _lift(float(beta @ beta), run.shape.limit)
     g_beta = factor * g_point + 2 * by * float(g_point @ beta) * beta
 
-    if shape.frechet:
+    if run.shape.frechet:
         pull = run.vector("pull", _newton_backward(known, g_mean) / count)
         old = run.vector("old_mean", known.old)
         job.old_m, job.pull_mean = _excess(old), float(pull @ old)
@@ -539,12 +535,27 @@ def _norm_backward(ctx, run: _Run, gain: Tensor, bias: Tensor) -> tuple[Tensor, 
         g_vector, g_time = _midpoint_backward(known, g_mean)
         run.vector("g_mean", g_vector / count)
         job.g_time = g_time / count
-    g_c = gain.new_tensor(-g_spread * ctx.spread / ctx.c) if ctx.needs_input_grad[6] else None
     return (
-        gain.new_tensor(g_ratio / (ctx.spread + shape.eps)).view(gain.shape),
+        gain.new_tensor(g_ratio / (spread + eps)).view(gain.shape),
         torch.from_numpy(g_beta).to(bias.dtype).view(bias.shape),
-        g_c,
+        curvature.new_tensor(-g_spread * spread / c).view(curvature.shape) if ctx.needs_input_grad[6] else None,
     )
+
+
+def _check(u: Tensor, p: lorentz.Planes, run_out: list[int], norm: lorentz.Norm | None, skip: Tensor | None) -> None:
+    """The loops read memory as these shapes say."""
+    filters = p.weight.shape[0]
+    shapes = {
+        "shift": (p.shift, (filters,)),
+        "steepness": (p.steepness, (filters,)),
+        "bias": (None if norm is None else norm.bias, (filters,)),
+        "skip": (skip, (len(u), filters, *run_out)),
+    }
+    if u.dim() != 4 or p.weight.dim() != 4 or u.shape[1] != p.weight.shape[1] or min(run_out) < 1:
+        raise ValueError(f"no convolution of {tuple(u.shape)} with {tuple(p.weight.shape)}")
+    for name, (tensor, expected) in shapes.items():
+        if tensor is not None and tuple(tensor.shape) != expected:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, not {expected}")
 
 
 def layer(

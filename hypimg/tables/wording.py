@@ -136,7 +136,7 @@ def caption(table: Table) -> list[str]:
     lines = all_lines(table)
     if data := sorted({f"{entry['name']} ({entry['form']})" for line in lines for entry in line.get("data", [])}):
         sentences.append(f"Data: {', '.join(data)}.")
-    sentences.append(_cost("training", _trainings(lines)))
+    sentences.append(_cost("training", trainings(lines)))
     sentences.append(_cost("evaluation", [line for line in lines if not line["runs"]]))
     if commits := sorted({str(line.get("commit") or "unknown") for line in lines}):
         sentences.append(f"Commit {', '.join(commits)}.")
@@ -154,7 +154,7 @@ def _budget(table: Table) -> str:
     return f"{words}."
 
 
-def _trainings(lines: list[Line]) -> list[Line]:
+def trainings(lines: list[Line]) -> list[Line]:
     """Lines of runs, without those that evaluate together runs which have lines of their own."""
     alone = {line["runs"][0] for line in lines if len(line["runs"]) == 1}
     return [line for line in lines if line["runs"] and (len(line["runs"]) == 1 or not alone.issuperset(line["runs"]))]

@@ -18,7 +18,7 @@ from hypimg.tables.as_markdown import escape_markdown
 from hypimg.tables.collect import collect
 from hypimg.tables.render import readme_section, render, write
 from hypimg.tables.results import append_line, identify, read_lines
-from hypimg.tables.wording import number
+from hypimg.tables.wording import number, trainings
 
 
 def fill(lab, table, values, budget="paper", **said):
@@ -398,3 +398,9 @@ def test_a_budget_that_trains_as_the_paper_did_bears_verdicts(lab):
     text = markdown(lab, table, "cpu")
     assert "Budget cpu: the paper's schedule" in text
     assert "inside ± 0.050" in text
+
+
+def test_a_cell_of_two_runs_costs_no_training_where_each_run_has_a_line_of_its_own():
+    a, b, both, other = ({"runs": list(runs)} for runs in ("a", "b", "ab", "ac"))
+    assert trainings([a, b, both, {"runs": []}]) == [a, b]
+    assert trainings([a, other]) == [a, other]  # the only line that tells of c
