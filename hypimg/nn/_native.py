@@ -194,10 +194,10 @@ def _each(function: Callable, jobs: list, count: int, work: int) -> None:
     """function(*jobs, first, last) over all of `count`, in as many threads as torch uses."""
     threads = min(torch.get_num_threads(), count, max(work // WORTH_A_THREAD, 1))
     pointers = [ctypes.byref(job) for job in jobs]
-    ends = [ctypes.c_int64(count * k // threads) for k in range(threads + 1)]
     if threads == 1:
-        failed = [function(*pointers, *ends)]
+        failed = [function(*pointers, ctypes.c_int64(0), ctypes.c_int64(count))]
     else:
+        ends = [ctypes.c_int64(count * k // threads) for k in range(threads + 1)]
         pool = _pool(torch.get_num_threads(), os.getpid())
         futures = [pool.submit(function, *pointers, *ends[k : k + 2]) for k in range(threads)]
         failed = [future.result() for future in futures]
@@ -419,6 +419,18 @@ class _Run:
         return known
 
 
+def _check(run: _Run, u: Tensor, weight: Tensor, **vectors: Tensor | None) -> None:
+    """The loops read and write memory as these shapes say."""
+    if u.dim() != 4 or weight.dim() != 4 or u.shape[1] != weight.shape[1] or min(run.out) < 1:
+        raise ValueError(f"no convolution of {tuple(u.shape)} with {tuple(weight.shape)}")
+    skip = vectors.pop("skip")
+    if skip is not None and skip.shape != (run.images, run.channels, *run.out):
+        raise ValueError(f"skip is {tuple(skip.shape)}, not {(run.images, run.channels, *run.out)}")
+    for name, vector in vectors.items():
+        if vector is not None and vector.shape != (run.channels,):
+            raise ValueError(f"{name} is {tuple(vector.shape)}, not {(run.channels,)}")
+
+
 def _like(u: Tensor, tensor: Tensor | None) -> Tensor | None:
     """In the dtype of u and contiguous."""
     if tensor is None or (tensor.dtype == u.dtype and tensor.is_contiguous()):
@@ -431,6 +443,7 @@ class _Layer(torch.autograd.Function):
     def forward(ctx, u, weight, shift, steepness, gain, bias, c, skip, shape: _Shape):
         ctx.dtypes = [None if t is None else t.dtype for t in (weight, shift, steepness, skip)]
         run = _Run(u, weight.shape, shape)
+        _check(run, u, weight, shift=shift, steepness=steepness, bias=bias, skip=skip)
         u, shift, steepness, skip = (_like(u, t) for t in (u, shift, steepness, skip))
         scaled = _like(u, run.ratio * weight)
         images, channels = run.images, run.channels
@@ -444,7 +457,8 @@ class _Layer(torch.autograd.Function):
         mean = variance = newton = None
         if shape.normed:
             placed = _norm_forward(run, gain, bias, c)
-            ctx.placed, ctx.like = placed, (gain, bias, c)
+            ctx.placed = placed
+            ctx.like = [t.new_empty(t.shape) if isinstance(t, Tensor) else None for t in (gain, bias, c)]
             known = placed.known
             mean = torch.from_numpy(known.mean).to(u.dtype).view(1, -1, 1, 1)
             variance = u.new_tensor(placed.spread)
@@ -540,22 +554,6 @@ def _norm_backward(ctx) -> tuple[Tensor, Tensor, Tensor | None]:
         torch.from_numpy(g_beta).to(bias.dtype).view(bias.shape),
         curvature.new_tensor(-g_spread * spread / c).view(curvature.shape) if ctx.needs_input_grad[6] else None,
     )
-
-
-def _check(u: Tensor, p: lorentz.Planes, run_out: list[int], norm: lorentz.Norm | None, skip: Tensor | None) -> None:
-    """The loops read memory as these shapes say."""
-    filters = p.weight.shape[0]
-    shapes = {
-        "shift": (p.shift, (filters,)),
-        "steepness": (p.steepness, (filters,)),
-        "bias": (None if norm is None else norm.bias, (filters,)),
-        "skip": (skip, (len(u), filters, *run_out)),
-    }
-    if u.dim() != 4 or p.weight.dim() != 4 or u.shape[1] != p.weight.shape[1] or min(run_out) < 1:
-        raise ValueError(f"no convolution of {tuple(u.shape)} with {tuple(p.weight.shape)}")
-    for name, (tensor, expected) in shapes.items():
-        if tensor is not None and tuple(tensor.shape) != expected:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}, not {expected}")
 
 
 def layer(

@@ -14,7 +14,8 @@ from hypimg.data.episodes import EpisodeSampler
 from hypimg.errors import UserError
 from hypimg.evaluation.predictor import Predictor
 from hypimg.models.classifier import Classifier
-from hypimg.models.heads import LOGITS, ProtoNet
+from hypimg.geometry import hyperplanes, poincare
+from hypimg.models.heads import LOGITS, ProtoNet, UnidirectionalMLR
 from hypimg.nn.spaces import AngularBall, Euclidean, HIEBall, PoincareBall, Space
 
 SPACES: dict[str, Callable[[], Space]] = {
@@ -207,3 +208,33 @@ def test_a_loaded_model_says_how_to_classify_and_that_works() -> None:
     support, queries = points[:6].unflatten(0, (2, 3)), points[6:]
     expected = model.head(points, way=3, shot=2)
     torch.testing.assert_close(predictor.model.head.scores(support, queries), expected)
+
+
+def test_the_head_of_hnnpp_scores_by_the_hyperplanes_of_the_geometry() -> None:
+    ball = PoincareBall(0.3, margin=1e-5)
+    head = UnidirectionalMLR(ball, DIM, 4).double()
+    points = ball.embed(_features(3, 5, DIM))
+    with torch.no_grad():
+        head.linear.bias.copy_(_features(4, seed=1))
+    expected = hyperplanes.unidirectional_logits(points, head.linear.weight, head.linear.bias, 0.3)
+    torch.testing.assert_close(head(points), expected)
+
+
+def test_the_official_head_gives_tangents_of_bounded_norm_and_copies_features_at_first() -> None:
+    ball = PoincareBall(0.1, margin=4e-3)
+    head = UnidirectionalMLR(ball, DIM, DIM + 2, logits="tangent", init="identity")
+    features = _features(5, DIM, dtype=torch.float32)
+    torch.testing.assert_close(head(ball.embed(features)), nn.functional.pad(features, (0, 2)), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        head.linear.weight.mul_(10)
+    longest = math.atanh(1 - 4e-3) / 0.1**0.5
+    assert longest == pytest.approx(9.82, abs=0.01)
+    norms = head(ball.embed(100 * features)).norm(dim=-1)
+    assert (norms <= longest * (1 + 1e-5)).all() and norms.max() > 0.99 * longest
+
+
+def test_the_head_of_hnnpp_names_what_does_not_fit() -> None:
+    with pytest.raises(UserError, match="space=Euclidean: head=hnnpp needs a Poincaré ball"):
+        UnidirectionalMLR(Euclidean(), DIM, 4)
+    with pytest.raises(UserError, match="head.logits=distance: must be scores or tangent"):
+        UnidirectionalMLR(PoincareBall(1.0), DIM, 4, logits="distance")
