@@ -45,8 +45,8 @@ class Linear(nn.Module):
 class UnidirectionalMLR(nn.Module):
     """The classifier of HNN++ and Poincaré ResNet: a `PoincareLinear` layer on log_0 of the points.
 
-    logits: `scores`: the signed distances v_k to the hyperplanes; `tangent`: log_0 of the layer's output, as PR's official
-        code takes them (bounded by artanh(1 − margin)/√c in norm).
+    logits: `scores`: the signed distances v_k to the hyperplanes; `tangent`: log_0 of the layer's output, as PR's
+        official code takes them (bounded by artanh(1 − margin)/√c in norm).
     init, inverted_lambda: see `PoincareLinear`; PR: `hnnpp`, its official code: `identity` and an inverted λ.
     `forward`: points [..., in_features] → logits [..., num_classes].  Raises UserError in a space that is no ball.
     """

@@ -22,8 +22,8 @@ def store_statistics(
 ) -> None:
     """Add to the checkpoint `name` what its norms see of the training images, augmented, on average over batches.
 
-    The batches are drawn anew (a data set may be sorted by class). A model without such norms is left alone, and so is a
-    checkpoint that has the statistics.
+    The batches are drawn anew (a data set may be sorted by class). A model without such norms is left alone, and so is
+    a checkpoint that has the statistics.
     """
     norms = norms_by_batch(model)
     if not norms:

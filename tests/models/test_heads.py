@@ -13,8 +13,8 @@ from torch import nn
 from hypimg.data.episodes import EpisodeSampler
 from hypimg.errors import UserError
 from hypimg.evaluation.predictor import Predictor
+from hypimg.geometry import hyperplanes
 from hypimg.models.classifier import Classifier
-from hypimg.geometry import hyperplanes, poincare
 from hypimg.models.heads import LOGITS, ProtoNet, UnidirectionalMLR
 from hypimg.nn.spaces import AngularBall, Euclidean, HIEBall, PoincareBall, Space
 
@@ -236,5 +236,5 @@ def test_the_official_head_gives_tangents_of_bounded_norm_and_copies_features_at
 def test_the_head_of_hnnpp_names_what_does_not_fit() -> None:
     with pytest.raises(UserError, match="space=Euclidean: head=hnnpp needs a Poincaré ball"):
         UnidirectionalMLR(Euclidean(), DIM, 4)
-    with pytest.raises(UserError, match="head.logits=distance: must be scores or tangent"):
+    with pytest.raises(UserError, match=r"head\.logits=distance: must be scores or tangent"):
         UnidirectionalMLR(PoincareBall(1.0), DIM, 4, logits="distance")
