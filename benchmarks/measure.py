@@ -18,16 +18,17 @@ Work = Callable[[], Any]
 QUICK = 0.2  # seconds: what takes less is called twice in a turn and the second call counts
 
 
-def interleaved(works: dict[str, Work], rounds: int = 7, warmup: int = 2) -> dict[str, float]:
+def interleaved(works: dict[str, Work], rounds: int = 7, warmup: int = 2, quick: float = QUICK) -> dict[str, float]:
     """Median seconds of each piece of work, taken in turns so that all meet the same state of the machine.
 
-    A quick one is called once before it is timed: else it would pay for the memory that a slow rival gave back.
+    One that takes less than `quick` seconds is called once before it is timed: else it would pay for the memory that a
+    slow rival gave back.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(warmup + rounds):
         for name, work in works.items():
             seconds = _seconds(work)
-            if seconds < QUICK:
+            if seconds < quick:
                 seconds = _seconds(work)
             if round_ >= warmup:
                 times[name].append(seconds)

@@ -45,7 +45,7 @@ typedef struct {
     int64_t channels, pixels, block, blocks; /* K, H′W′, pixels in a block, blocks of an image */
     int64_t inverted, relu, normed, frechet;
     double limit;                     /* of tangents; of points it is sinh(2 limit) */
-    double m, b, f, gain, c;          /* excesses of mean and bias, their gap, γ/(variance + eps) */
+    double m, b, f, gain;             /* excesses of mean and bias, their gap, γ/(variance + eps) */
     double g_distance2, g_time;       /* backward: of each d² and of each excess, through the variance and the mean */
     double old_m, pull_mean;          /* Fréchet: excess of the mean before the last step, ⟨pull, that mean⟩ */
     const real *products, *field;     /* P [N, K, H′, W′] and s² [N, 1, H′, W′] */

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -115,8 +115,15 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
 
 
+def _loaded(dtype: torch.dtype) -> ctypes.CDLL:
+    library = _library(dtype)
+    if library is None:
+        raise RuntimeError("no compiled layers: ask `usable` first")
+    return library
+
+
 def usable(u: Tensor) -> bool:
-    """Whether `layer` may be called on u: a plain tensor on a CPU, no transform but reverse-mode autograd, a compiler."""
+    """Whether `layer` may be called on u: a plain tensor on a CPU, no transform but autograd's backward, a compiler."""
     return (
         u.device.type == "cpu"
         and u.dtype in (torch.float32, torch.float64)
@@ -131,41 +138,42 @@ def usable(u: Tensor) -> bool:
     )
 
 
+def _members(kind: Any, names: str) -> list[Any]:
+    return [(name, kind) for name in names.split()]
+
+
 class _Job(ctypes.Structure):
     """Job of _native.c."""
 
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in ("channels", "pixels", "block", "blocks", "inverted", "relu")]
-        + [(name, ctypes.c_int64) for name in ("normed", "frechet")]
-        + [(name, ctypes.c_double) for name in ("limit", "m", "b", "f", "gain", "c", "g_distance2", "g_time")]
-        + [(name, ctypes.c_double) for name in ("old_m", "pull_mean")]
-        + [(name, ctypes.c_void_p) for name in ("products", "field", "shift", "steepness", "skip", "tangents", "grad")]
-        + [(name, ctypes.c_void_p) for name in ("mean", "bias", "g_mean", "old_mean", "pull")]
-        + [(name, ctypes.c_void_p) for name in ("out", "g_products", "g_field", "g_skip")]
-        + [(name, ctypes.c_void_p) for name in ("points", "by_a", "by_steepness", "grads", "pixel", "sums")]
-    )
+    _fields_ = [
+        *_members(ctypes.c_int64, "channels pixels block blocks inverted relu normed frechet"),
+        *_members(ctypes.c_double, "limit m b f gain g_distance2 g_time old_m pull_mean"),
+        *_members(ctypes.c_void_p, "products field shift steepness skip tangents grad"),
+        *_members(ctypes.c_void_p, "mean bias g_mean old_mean pull out g_products g_field g_skip"),
+        *_members(ctypes.c_void_p, "points by_a by_steepness grads pixel sums"),
+    ]
 
 
 class _Window(ctypes.Structure):
     """Window of _native.c."""
 
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in ("channels", "height", "width", "filters", "out_height", "out_width")]
-        + [(name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding")]
-        + [("images", ctypes.c_int64), ("together", ctypes.c_int64), ("scale", ctypes.c_double)]
-        + [(name, ctypes.c_void_p) for name in ("u", "weight", "g_products", "g_field", "products", "field")]
-        + [(name, ctypes.c_void_p) for name in ("g_u", "g_weight")]
-    )
+    _fields_ = [
+        *_members(ctypes.c_int64, "channels height width filters out_height out_width"),
+        *_members(ctypes.c_int64 * 2, "kernel stride padding"),
+        *_members(ctypes.c_int64, "images together"),
+        *_members(ctypes.c_double, "scale"),
+        *_members(ctypes.c_void_p, "u weight g_products g_field products field g_u g_weight"),
+    ]
 
 
 class _PlanesJob(ctypes.Structure):
     """PlanesJob of _native.c."""
 
-    _fields_ = (
-        [("count", ctypes.c_int64), ("size", ctypes.c_int64), ("root", ctypes.c_double)]
-        + [(name, ctypes.c_void_p) for name in ("z", "r", "weight", "shift", "steepness")]
-        + [(name, ctypes.c_void_p) for name in ("g_weight", "g_shift", "g_steepness", "g_z", "g_r", "g_c")]
-    )
+    _fields_ = [
+        *_members(ctypes.c_int64, "count size"),
+        *_members(ctypes.c_double, "root"),
+        *_members(ctypes.c_void_p, "z r weight shift steepness g_weight g_shift g_steepness g_z g_r g_c"),
+    ]
 
 
 class _Scratch(threading.local):
@@ -295,7 +303,7 @@ class _Planes(torch.autograd.Function):
             count=len(z), size=z[0].numel(), root=ctx.root, z=z.data_ptr(), r=_address(r), weight=weight.data_ptr(),
             shift=shift.data_ptr(), steepness=steepness.data_ptr(),
         )  # fmt: skip
-        _library(z.dtype).planes(ctypes.byref(job))
+        _loaded(z.dtype).planes(ctypes.byref(job))
         ctx.save_for_backward(z, r)
         ctx.c = c if isinstance(c, Tensor) else None
         return weight, shift, steepness
@@ -312,7 +320,7 @@ class _Planes(torch.autograd.Function):
             g_weight=g_weight.data_ptr(), g_shift=g_shift.data_ptr(), g_steepness=g_steepness.data_ptr(),
             g_z=g_z.data_ptr(), g_r=_address(g_r), g_c=g_c.data_ptr(),
         )  # fmt: skip
-        _library(z.dtype).planes_backward(ctypes.byref(job))
+        _loaded(z.dtype).planes_backward(ctypes.byref(job))
         return g_z, g_r, g_c.to(ctx.c.dtype).view(ctx.c.shape) if ctx.needs_input_grad[2] else None
 
 
@@ -361,7 +369,9 @@ class _Run:
             (long + 2 * pad - tap) // step + 1
             for long, pad, tap, step in zip(size, shape.padding, kernel, shape.stride, strict=True)
         ]
-        self.library, self.shape, self.dtype = _library(u.dtype), shape, u.dtype
+        if u.shape[1] != channels or min(self.out) < 1:
+            raise ValueError(f"no convolution of {tuple(u.shape)} with {tuple(kernels)}")
+        self.library, self.shape, self.dtype = _loaded(u.dtype), shape, u.dtype
         self.real = np.float32 if u.dtype == torch.float32 else np.float64
         self.images, self.channels, self.pixels = images, filters, math.prod(self.out)
         self.ratio = _ratio(channels * math.prod(kernel), channels)
@@ -419,10 +429,8 @@ class _Run:
         return known
 
 
-def _check(run: _Run, u: Tensor, weight: Tensor, **vectors: Tensor | None) -> None:
+def _check(run: _Run, **vectors: Tensor | None) -> None:
     """The loops read and write memory as these shapes say."""
-    if u.dim() != 4 or weight.dim() != 4 or u.shape[1] != weight.shape[1] or min(run.out) < 1:
-        raise ValueError(f"no convolution of {tuple(u.shape)} with {tuple(weight.shape)}")
     skip = vectors.pop("skip")
     if skip is not None and skip.shape != (run.images, run.channels, *run.out):
         raise ValueError(f"skip is {tuple(skip.shape)}, not {(run.images, run.channels, *run.out)}")
@@ -443,16 +451,14 @@ class _Layer(torch.autograd.Function):
     def forward(ctx, u, weight, shift, steepness, gain, bias, c, skip, shape: _Shape):
         ctx.dtypes = [None if t is None else t.dtype for t in (weight, shift, steepness, skip)]
         run = _Run(u, weight.shape, shape)
-        _check(run, u, weight, shift=shift, steepness=steepness, bias=bias, skip=skip)
+        _check(run, shift=shift, steepness=steepness, bias=bias, skip=skip)
         u, shift, steepness, skip = (_like(u, t) for t in (u, shift, steepness, skip))
         scaled = _like(u, run.ratio * weight)
         images, channels = run.images, run.channels
         products, field = u.new_empty(images, channels, *run.out), u.new_empty(images, 1, *run.out)
         tangents = torch.empty_like(products)
         run.point(run.window, u=u, weight=scaled, products=products, field=field)
-        run.point(
-            run.job, products=products, field=field, shift=shift, steepness=steepness, skip=skip, out=tangents
-        )
+        run.point(run.job, products=products, field=field, shift=shift, steepness=steepness, skip=skip, out=tangents)
         run.scratch(points=channels, pixel=PIXEL_ROWS)
         mean = variance = newton = None
         if shape.normed:
@@ -496,7 +502,9 @@ class _Layer(torch.autograd.Function):
         weight, *others = ctx.dtypes
         g_weight = None if g_parts is None else (run.ratio * g_parts.sum(0, dtype=torch.float64)).to(weight)
         g_shift, g_steepness = sums[:channels].to(others[0]), sums[channels:].to(others[1])
-        return g_u, g_weight, g_shift, g_steepness, *of_norm, None if skip is None else g_skip.to(others[2]), None
+        if g_skip is not None:
+            g_skip = g_skip.to(others[2])
+        return g_u, g_weight, g_shift, g_steepness, *of_norm, g_skip, None
 
 
 def _norm_forward(run: _Run, gain: Tensor, bias: Tensor, c: Tensor | float) -> _Placed:
@@ -570,7 +578,7 @@ def layer(
     """lorentz.layer, of tensors that are `usable`; differentiable once."""
     gain, bias, c = (None, None, None) if norm is None else (norm.gain, norm.bias, norm.c)
     shape = _Shape(
-        tuple(stride), tuple(padding), limit, inverted, relu, norm is not None,
+        (stride[0], stride[1]), (padding[0], padding[1]), limit, inverted, relu, norm is not None,
         0.0 if norm is None else norm.eps, norm is not None and norm.frechet,
     )  # fmt: skip
     return lorentz.Layer(*_Layer.apply(u, p.weight, p.shift, p.steepness, gain, bias, c, skip, shape))
