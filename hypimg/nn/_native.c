@@ -916,6 +916,28 @@ typedef struct {
 static inline int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline Vector load(const real *x) { return *(const Vector *)x; }
 
+/* FILTERS rows of `out`, `wide` vectors of each, of `correlate`. */
+static inline __attribute__((always_inline)) void correlate_block(const real *from, const real *weight,
+                                                                  const int64_t *offset, int64_t taps, int wide,
+                                                                  int64_t length, real *out)
+{
+    Vector sum[FILTERS][WIDE] = {0};
+    for (int64_t t = 0; t < taps; t++) {
+        const real *x = from + offset[t], *wt = weight + t * FILTERS;
+#pragma GCC unroll 4
+        for (int v = 0; v < wide; v++) {
+            Vector value = load(x + v * LANES);
+            KEEP(value);
+#pragma GCC unroll 4
+            for (int f = 0; f < FILTERS; f++) sum[f][v] += wt[f] * value;
+        }
+    }
+#pragma GCC unroll 4
+    for (int f = 0; f < FILTERS; f++)
+#pragma GCC unroll 4
+        for (int v = 0; v < wide; v++) *(Vector *)(out + f * length + v * LANES) = sum[f][v];
+}
+
 /* out [groups · FILTERS, length] = Σ_t weight[group, t, filter] · from[offset[t] + i]; length a multiple of LANES. */
 static void correlate(const real *from, const real *weight, const int64_t *offset, int64_t taps, int64_t groups,
                       int64_t length, real *out)
@@ -923,35 +945,17 @@ static void correlate(const real *from, const real *weight, const int64_t *offse
     for (int64_t k = 0; k < groups; k++) {
         const real *w = weight + k * taps * FILTERS;
         real *to = out + k * FILTERS * length;
-        int64_t i = 0;
-        for (; i + WIDE * LANES <= length; i += WIDE * LANES) {
-            Vector sum[FILTERS][WIDE] = {0};
-            for (int64_t t = 0; t < taps; t++) {
-                const real *x = from + offset[t] + i, *wt = w + t * FILTERS;
-#pragma GCC unroll 4
-                for (int v = 0; v < WIDE; v++) {
-                    Vector value = load(x + v * LANES);
-                    KEEP(value);
-#pragma GCC unroll 4
-                    for (int f = 0; f < FILTERS; f++) sum[f][v] += wt[f] * value;
-                }
-            }
-#pragma GCC unroll 4
-            for (int f = 0; f < FILTERS; f++)
-#pragma GCC unroll 4
-                for (int v = 0; v < WIDE; v++) *(Vector *)(to + f * length + i + v * LANES) = sum[f][v];
-        }
-        for (; i < length; i += LANES) {
-            Vector sum[FILTERS] = {0};
-            for (int64_t t = 0; t < taps; t++) {
-                Vector value = load(from + offset[t] + i);
-                KEEP(value);
-                const real *wt = w + t * FILTERS;
-#pragma GCC unroll 4
-                for (int f = 0; f < FILTERS; f++) sum[f] += wt[f] * value;
-            }
-#pragma GCC unroll 4
-            for (int f = 0; f < FILTERS; f++) *(Vector *)(to + f * length + i) = sum[f];
+        int64_t left = length / LANES;
+        while (left > 0) {
+            const real *x = from + (length - left * LANES);
+            real *at = to + (length - left * LANES);
+            /* 5 as 3 + 2: with one vector at a time the loads of the weights would take longer than the sums */
+            const int64_t wide = WIDE == 4 && left == 5 ? 3 : left < WIDE ? left : WIDE;
+            if (wide == WIDE) correlate_block(x, w, offset, taps, WIDE, length, at);
+            else if (wide == 3) correlate_block(x, w, offset, taps, 3, length, at);
+            else if (wide == 2) correlate_block(x, w, offset, taps, 2, length, at);
+            else correlate_block(x, w, offset, taps, 1, length, at);
+            left -= wide;
         }
     }
 }

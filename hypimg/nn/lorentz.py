@@ -318,9 +318,51 @@ def mobius_sum(z: Tensor, y: Tensor, dim: int = CHANNELS) -> Tensor:
     return y + z * ((time_y + time) / (1 + time_z))
 
 
+class _Products(torch.autograd.Function):
+    """‖t‖², ‖v‖² and ⟨t, v⟩ along `dim`, kept as a dimension of size 1."""
+
+    @staticmethod
+    def forward(t: Tensor, v: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        tt, vv, tv = (torch.linalg.vecdot(x, y, dim=dim).unsqueeze(dim) for x, y in ((t, t), (v, v), (t, v)))
+        return tt, vv, tv
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, to_tt: Tensor, to_vv: Tensor, to_tv: Tensor) -> tuple[Tensor, Tensor, None]:
+        t, v = ctx.saved_tensors
+        return (to_tv * v).addcmul_(2 * to_tt, t), (to_tv * t).addcmul_(2 * to_vv, v), None
+
+
+class _Mixture(torch.autograd.Function):
+    """α t + δ v with numbers α, δ per vector along `dim`."""
+
+    @staticmethod
+    def forward(alpha: Tensor, t: Tensor, delta: Tensor, v: Tensor, dim: int) -> Tensor:
+        return (alpha * t).addcmul_(delta, v)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        *tensors, ctx.dim = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        alpha, t, delta, v = ctx.saved_tensors
+        to_alpha, to_delta = (torch.linalg.vecdot(grad, x, dim=ctx.dim).unsqueeze(ctx.dim) for x in (t, v))
+        return to_alpha, alpha * grad, to_delta, delta * grad, None
+
+
 def residual(branch: Tensor, skip: Tensor, limit: float, dim: int = CHANNELS) -> Tensor:
-    """Scaled tangents branch, skip → log₀(exp₀(branch) ⊕ exp₀(skip))."""
-    return tangents_of(mobius_sum(points_of(branch, limit, dim), points_of(skip, limit, dim), dim), dim)
+    """Scaled tangents branch, skip → log₀(exp₀(branch) ⊕ exp₀(skip)), a combination of the two."""
+    tt, vv, tv = _Products.apply(branch, skip, dim)
+    a, b = _lift(tt, limit), _lift(vv, limit)
+    z, y = excess(a.square() * tt), excess(b.square() * vv)
+    time = z + y + z * y + a * b * tv  # X₀ − 1 of the sum
+    scale = 0.5 * asinhc((time * (2 + time)).clamp(min=0))
+    return _Mixture.apply(scale * a * (2 + y + time) / (2 + z), branch, scale * b, skip, dim)
 
 
 class Layer(NamedTuple):

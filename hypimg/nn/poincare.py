@@ -397,7 +397,8 @@ class MobiusResidual(_OfTheBall):
 
     def of_scaled(self, branch: Tensor, skip: Tensor) -> Tensor:
         """The same of scaled tangents √c u."""
-        return lorentz.residual(branch, skip, self.limit, AXES[self.axis])
+        with torch.autocast(branch.device.type, enabled=False):
+            return lorentz.residual(branch, skip, self.limit, AXES[self.axis])
 
 
 class PoincareAvgPool2d(_OfTheBall):
