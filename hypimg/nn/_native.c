@@ -3,8 +3,8 @@
  * Compiled twice by _native.py, with SINGLE for float and without for double. Tensors are contiguous [N, K, H, W].
  * A pass works on the images [first, last) of a Job, in blocks of pixels whose numbers stay in the cache: channels
  * outside, pixels inside, so that every inner loop runs over contiguous numbers. What a pass adds up over pixels it
- * writes per image, in double, so that no result depends on how many threads there are. Passes return 1
- * when there is no memory, else 0.
+ * writes per image, in double, so that no result depends on how many threads there are. Passes return 1 when
+ * there is no memory, else 0.
  *
  * Names: a = slope·P − level·shift, t = arsinh a, V = sinh(steepness · t) the point before its projection, W = cap · V
  * the point, x = X₀ − 1 its excess, M and B the mean and the bias with excesses m and b, Z what the norm makes of W,
@@ -254,7 +254,7 @@ static void lifts(const real *restrict square, real limit, int size, real *restr
     }
 }
 
-/* Slope and level of a block's pixels and, in rows of `kept`, all four. */
+/* Slope and level of a block's pixels and their derivatives in s². */
 static void slopes(const Job *j, const Block *at, real *restrict slope, real *restrict level,
                    real *restrict slope_by, real *restrict level_by)
 {
@@ -698,8 +698,8 @@ int backward_moved(const Job *j, int64_t first, int64_t last)
     const real by_f = 1 / (2 + f), by_root = 1 / (2 * gain);
     real *z = aligned_alloc(64, (size_t)(channels * j->block) * sizeof(real));
     if (!z) return 1;
-    Row square, with_mean, with_bias, e, h, shrink_by, cosh, shrink, stretch, to_mean, to_bias, z2, gw, gm, gb, ge, gh, cw;
-    Row g_gain, g_f;
+    Row square, with_mean, with_bias, e, h, shrink_by, cosh, shrink, stretch, to_mean, to_bias, z2;
+    Row gw, gm, gb, ge, gh, cw, g_gain, g_f;
     for (int64_t n = first; n < last; n++) {
         double *sums = j->sums + n * count, *scalars = sums + 3 * channels;
         memset(sums, 0, (size_t)count * sizeof(double));
@@ -949,8 +949,7 @@ static void correlate(const real *from, const real *weight, const int64_t *offse
         while (left > 0) {
             const real *x = from + (length - left * LANES);
             real *at = to + (length - left * LANES);
-            /* 5 as 3 + 2: with one vector at a time the loads of the weights would take longer than the sums */
-            const int64_t wide = WIDE == 4 && left == 5 ? 3 : left < WIDE ? left : WIDE;
+            const int64_t wide = left < WIDE ? left : WIDE;
             if (wide == WIDE) correlate_block(x, w, offset, taps, WIDE, length, at);
             else if (wide == 3) correlate_block(x, w, offset, taps, 3, length, at);
             else if (wide == 2) correlate_block(x, w, offset, taps, 2, length, at);
@@ -1080,7 +1079,8 @@ static int convolution_by_u(const Window *w, int64_t first, int64_t last)
     const int64_t back[2] = {(kernel[0] - 1) / stride[0], (kernel[1] - 1) / stride[1]};
     const int64_t high = (w->height - 1 + padding[0]) / stride[0] + 1; /* of the rows y′ = (y + padding) / stride */
     const int64_t across = (w->width - 1 + padding[1]) / stride[1] + 1;
-    const int64_t tall = high > w->out_height ? high : w->out_height, broad = across > w->out_width ? across : w->out_width;
+    const int64_t tall = high > w->out_height ? high : w->out_height;
+    const int64_t broad = across > w->out_width ? across : w->out_width;
     const int64_t rows = tall + back[0], wide = broad + back[1];
     const int64_t length = up((high - 1) * wide + across, LANES) * LANES, size = w->filters * rows * wide + length;
     const int64_t most = w->filters * (back[0] + 1) * (back[1] + 1), groups = up(w->channels, FILTERS);
@@ -1292,7 +1292,8 @@ typedef struct {
     double *g_c;            /* [] or null */
 } PlanesJob;
 
-/* Of plane k: ‖z‖, at least SHORTEST_DIRECTION, shift = sinh(2√c r), which is linear from LARGEST_ANGLE on, and its derivative in 2√c r. */
+/* Of plane k: ‖z‖, at least SHORTEST_DIRECTION, shift = sinh(2√c r), which is linear from LARGEST_ANGLE on, and its
+ * derivative in 2√c r. */
 static void plane(const PlanesJob *j, int64_t k, double *norm, double *shift, double *slope)
 {
     double square = 0;

@@ -1,10 +1,13 @@
-"""lorentz.layer on a CPU as compiled loops: the same values and gradients, several times faster and with less saved.
+"""lorentz.layer and lorentz.planes on a CPU as compiled loops: the same values and gradients, with less saved.
 
-`layer` is lorentz.layer; `usable` says whether it may stand for it. The loops are in _native.c, compiled at first use
-by the system's C compiler into a cache folder (environment: CC, HYPIMG_CACHE; HYPIMG_NATIVE=0 switches all of this
-off). Without a compiler everything takes the plain form. Convolutions are torch's. Saved for the backward are the
-input, the products P of the convolution, the output of a ReLU (the next layer's input) and s², one number per pixel.
-What the backward needs of everything else it computes again.
+`usable` says whether `layer` and `planes` may stand for lorentz's. The loops are in _native.c, compiled at first use by
+the system's C compiler into a cache folder. Environment: CC, the compiler; HYPIMG_CACHE, the folder; HYPIMG_NATIVE=0
+switches all of this off. Without a compiler everything takes the plain form.
+
+Saved for the backward are the input, the products P of the convolution, the output of a ReLU (which is the next layer's
+input) and s², one number per pixel; what else it needs the backward computes again. All that is added up over a batch
+is added per image, or per heap of images of a fixed number, and in a fixed order: no result depends on the threads.
+[K] vectors are worked on here in float64. Source of the formulas and of what needs care: lorentz.py.
 """
 
 from __future__ import annotations
@@ -110,7 +113,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_compile(command, dtype)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home
         LOG.warning("the native layers were not compiled, the plain form is taken: %s", error)
         return None
 
@@ -125,9 +128,9 @@ def _loaded(dtype: torch.dtype) -> ctypes.CDLL:
 def usable(u: Tensor) -> bool:
     """Whether `layer` may be called on u: a plain tensor on a CPU, no transform but autograd's backward, a compiler."""
     return (
-        u.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and u.device.type == "cpu"
         and u.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
         and type(u) in (Tensor, torch.nn.Parameter)
         and u.numel() > 0
         and not torch._C._are_functorch_transforms_active()
