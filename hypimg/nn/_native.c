@@ -1337,3 +1337,106 @@ int planes_backward(const PlanesJob *j)
     if (j->g_c) *j->g_c = g_c;
     return 0;
 }
+
+/* ---- Möbius sum of rows ----------------------------------------------------------------------------------------- */
+
+#define ROWS 256 /* that are worked on together (ROWS of _native.py) */
+
+typedef struct {
+    int64_t rows, size;     /* vectors, numbers of one */
+    double limit;
+    const real *branch, *skip, *grad; /* [rows, size] */
+    real *out, *g_branch, *g_skip;
+} SumJob;
+
+typedef real Of[ROWS] __attribute__((aligned(64)));
+
+static void row_products(const real *x, const real *y, int64_t size, int count, real *product)
+{
+    for (int r = 0; r < count; r++) {
+        real total = 0;
+        EACH_SUM(omp simd reduction(+ : total))
+        for (int64_t i = r * size; i < (r + 1) * size; i++) total += x[i] * y[i];
+        product[r] = total;
+    }
+}
+
+/* out = alpha · t + delta · v with lorentz.residual's names: a, b are the factors of exp₀, z, y, x the excesses of the
+ * summands and of the sum. */
+int row_residual(const SumJob *j, int64_t first, int64_t last)
+{
+    const real limit = (real)j->limit;
+    for (int64_t start = first * ROWS; start < j->rows && start < last * ROWS; start += ROWS) {
+        const int count = (int)(j->rows - start < ROWS ? j->rows - start : ROWS);
+        const real *t = j->branch + start * j->size, *v = j->skip + start * j->size;
+        real *out = j->out + start * j->size;
+        Of tt, vv, tv, alpha, delta;
+        row_products(t, t, j->size, count, tt);
+        row_products(v, v, j->size, count, vv);
+        row_products(t, v, j->size, count, tv);
+        EACH
+        for (int r = 0; r < count; r++) {
+            real a, b, by, time;
+            lift(tt[r], limit, &a, &by, &time);
+            lift(vv[r], limit, &b, &by, &time);
+            const real z = excess(a * a * tt[r]), y = excess(b * b * vv[r]);
+            const real x = z + y + z * y + a * b * tv[r], square = x * (2 + x), held = square < 0 ? 0 : square;
+            const real scale = R(0.5) * asinhc(held, excess(held));
+            alpha[r] = scale * a * (2 + y + x) / (2 + z);
+            delta[r] = scale * b;
+        }
+        for (int r = 0; r < count; r++) {
+            EACH
+            for (int64_t i = r * j->size; i < (r + 1) * j->size; i++) out[i] = alpha[r] * t[i] + delta[r] * v[i];
+        }
+    }
+    return 0;
+}
+
+int row_residual_backward(const SumJob *j, int64_t first, int64_t last)
+{
+    const real limit = (real)j->limit, most = limit * limit;
+    for (int64_t start = first * ROWS; start < j->rows && start < last * ROWS; start += ROWS) {
+        const int count = (int)(j->rows - start < ROWS ? j->rows - start : ROWS);
+        const int64_t at = start * j->size;
+        const real *t = j->branch + at, *v = j->skip + at, *grad = j->grad + at;
+        real *g_t = j->g_branch + at, *g_v = j->g_skip + at;
+        Of tt, vv, tv, alpha, delta;
+        row_products(t, t, j->size, count, tt);
+        row_products(v, v, j->size, count, vv);
+        row_products(t, v, j->size, count, tv);
+        row_products(grad, t, j->size, count, alpha); /* gradients in alpha and delta, at first */
+        row_products(grad, v, j->size, count, delta);
+        EACH
+        for (int r = 0; r < count; r++) {
+            real a, b, a_by, b_by, time;
+            lift(tt[r], limit, &a, &a_by, &time);
+            lift(vv[r], limit, &b, &b_by, &time);
+            const real z = excess(a * a * tt[r]), y = excess(b * b * vv[r]);
+            const real x = z + y + z * y + a * b * tv[r], square = x * (2 + x), held = square < 0 ? 0 : square;
+            const real root = excess(held), ratio = asinhc(held, root), scale = R(0.5) * ratio;
+            const real ga = alpha[r], gd = delta[r], share = (2 + y + x) / (2 + z);
+            const real g_scale = ga * a * share + gd * b, g_share = ga * scale * a;
+            const real g_square = square < 0 ? 0 : R(0.5) * g_scale * asinhc_by(held, root, ratio);
+            const real g_x = g_share / (2 + z) + 2 * g_square * (1 + x);
+            const real g_z = g_x * (1 + y) - g_share * share / (2 + z), g_y = g_x * (1 + z) + g_share / (2 + z);
+            const real g_a = ga * scale * share + g_x * b * tv[r], g_b = gd * scale + g_x * a * tv[r];
+            /* of a² tt and b² vv, which a cut keeps constant */
+            const real zz_by = tt[r] > most ? 0 : a * a + 2 * a * a_by * tt[r];
+            const real yy_by = vv[r] > most ? 0 : b * b + 2 * b * b_by * vv[r];
+            tt[r] = g_z * zz_by / (1 + z) + 2 * g_a * a_by; /* twice the gradients in tt, vv; that in tv */
+            vv[r] = g_y * yy_by / (1 + y) + 2 * g_b * b_by;
+            tv[r] = g_x * a * b;
+            alpha[r] = scale * a * share;
+            delta[r] = scale * b;
+        }
+        for (int r = 0; r < count; r++) {
+            EACH
+            for (int64_t i = r * j->size; i < (r + 1) * j->size; i++) {
+                g_t[i] = alpha[r] * grad[i] + tt[r] * t[i] + tv[r] * v[i];
+                g_v[i] = delta[r] * grad[i] + vv[r] * v[i] + tv[r] * t[i];
+            }
+        }
+    }
+    return 0;
+}

@@ -50,6 +50,7 @@ BLOCK = 1024  # pixels whose vectors are worked on together, at most (LARGEST_BL
 BLOCK_NUMBERS = 1 << 14  # in their vectors, so that a block's tensors stay in the cache
 LANES = 16  # numbers in the widest register: blocks are multiples of it
 PIXEL_ROWS = 8  # PIXEL of _native.c
+ROWS = 256  # vectors that a Möbius sum works on together (ROWS of _native.c)
 WORTH_A_THREAD = 1 << 15  # numbers
 TOGETHER = 2048  # pixels that go through a layer's steps together and whose gradients in a weight are summed
 
@@ -176,6 +177,16 @@ class _PlanesJob(ctypes.Structure):
         *_members(ctypes.c_int64, "count size"),
         *_members(ctypes.c_double, "root"),
         *_members(ctypes.c_void_p, "z r weight shift steepness g_weight g_shift g_steepness g_z g_r g_c"),
+    ]
+
+
+class _SumJob(ctypes.Structure):
+    """SumJob of _native.c."""
+
+    _fields_ = [
+        *_members(ctypes.c_int64, "rows size"),
+        *_members(ctypes.c_double, "limit"),
+        *_members(ctypes.c_void_p, "branch skip grad out g_branch g_skip"),
     ]
 
 
@@ -585,3 +596,42 @@ def layer(
         0.0 if norm is None else norm.eps, norm is not None and norm.frechet,
     )  # fmt: skip
     return lorentz.Layer(*_Layer.apply(u, p.weight, p.shift, p.steepness, gain, bias, c, skip, shape))
+
+
+# ---- Möbius sum of rows
+
+
+class _RowResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, branch, skip, limit: float):
+        if branch.shape != skip.shape:
+            raise ValueError(f"branch and skip are {tuple(branch.shape)} and {tuple(skip.shape)}")
+        branch = branch.contiguous()
+        skip = skip.to(branch.dtype).contiguous()
+        out = torch.empty_like(branch)
+        _sum_rows("row_residual", limit, branch=branch, skip=skip, out=out)
+        ctx.limit = limit
+        ctx.save_for_backward(branch, skip)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        branch, skip = ctx.saved_tensors
+        g_branch, g_skip = torch.empty_like(branch), torch.empty_like(skip)
+        given = {"branch": branch, "skip": skip, "grad": grad.contiguous()}
+        _sum_rows("row_residual_backward", ctx.limit, **given, g_branch=g_branch, g_skip=g_skip)
+        return g_branch, g_skip, None
+
+
+def _sum_rows(name: str, limit: float, **tensors: Tensor) -> None:
+    branch = tensors["branch"]
+    size = branch.shape[-1]
+    rows = branch.numel() // size
+    job = _SumJob(rows=rows, size=size, limit=limit, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
+    _each(getattr(_loaded(branch.dtype), name), [job], -(-rows // ROWS), branch.numel())
+
+
+def row_residual(branch: Tensor, skip: Tensor, limit: float) -> Tensor:
+    """lorentz.residual along the last dimension, of tensors that are `usable`; differentiable once."""
+    return _RowResidual.apply(branch, skip, limit)

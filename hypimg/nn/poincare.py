@@ -398,6 +398,8 @@ class MobiusResidual(_OfTheBall):
     def of_scaled(self, branch: Tensor, skip: Tensor) -> Tensor:
         """The same of scaled tangents √c u."""
         with torch.autocast(branch.device.type, enabled=False):
+            if self.axis == "rows" and _native.usable(branch):
+                return _native.row_residual(branch, skip, self.limit)
             return lorentz.residual(branch, skip, self.limit, AXES[self.axis])
 
 
