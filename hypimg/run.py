@@ -200,6 +200,10 @@ def _fit(cfg: DictConfig, directory: Path, dataset: ImageDataset, data: RunData,
     use_threads(cfg)
     data.device = device_of_rank(pick_device(cfg.device), cfg.devices)
     machine = Machine(data.device, cfg.compile, cfg.deterministic, cfg.checkpoint_seconds, cfg.devices)
+    if cfg.compile and data.device == "cpu" and config.takes(cfg.backbone, "ball"):
+        log.warning(
+            "compile=true switches the native kernels of Poincaré layers off; on a CPU compile=false is the fast way"
+        )
     trainer = instantiate(cfg.trainer, seed=cfg.seed, machine=machine)
     train, val = _train_and_val(cfg, dataset, data, trainer.val_fraction)
     title = f"{cfg.name}/{directory.name}"

@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 import torch
 
+from hypimg.nn import _native
+
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
 hypothesis.settings.load_profile("repeatable")
 
@@ -33,6 +35,14 @@ def no_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
+
+
+@pytest.fixture(params=["plain", "native"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms of the Poincaré layers."""
+    monkeypatch.setenv("HYPIMG_NATIVE", "0" if request.param == "plain" else "1")
+    if request.param == "native" and not _native.usable(torch.zeros(1)):
+        pytest.skip("no C compiler, so no native layers")
 
 
 @pytest.fixture(scope="session")

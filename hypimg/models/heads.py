@@ -47,6 +47,8 @@ class UnidirectionalMLR(nn.Module):
 
     logits: `scores`: the signed distances v_k to the hyperplanes; `tangent`: log_0 of the layer's output, as PR's
         official code takes them (bounded by artanh(1 − margin)/√c in norm).
+    Far points lose digits on the way: in float32 at c = 0.1 a tangent vector of length 5, 10, 15 comes back from its
+    point within 3e-7, 4e-6, 7e-5.
     init, inverted_lambda: see `PoincareLinear`; PR: `hnnpp`, its official code: `identity` and an inverted λ.
     `forward`: points [..., in_features] → logits [..., num_classes].  Raises UserError in a space that is no ball.
     """
@@ -62,7 +64,7 @@ class UnidirectionalMLR(nn.Module):
     ):
         super().__init__()
         if not isinstance(space, PoincareBall):
-            raise UserError("space", type(space).__name__, "head=hnnpp needs a Poincaré ball: space=poincare")
+            raise UserError("space", type(space).__name__, "head=hnnpp needs a Poincaré ball: space=poincare_net")
         if logits not in {"scores", "tangent"}:
             raise UserError("head.logits", logits, "must be scores or tangent")
         self.space, self.logits = space, logits

@@ -976,7 +976,7 @@ static void correlate_weight(const real *from, int64_t from_size, const real *gr
 #pragma GCC unroll 6
                     for (int s = 0; s < TAPS; s++) {
                         Vector seen = load(x + offset[t + s] + i);
-                    KEEP(seen);
+                        KEEP(seen);
 #pragma GCC unroll 4
                         for (int f = 0; f < FILTERS; f++) sum[f][s] += value[f] * seen;
                     }
@@ -1039,6 +1039,13 @@ static void flatten(const Window *w, Flat flat, const real *u, real *restrict to
         }
 }
 
+static inline void copy_rows(const real *restrict from, int64_t from_wide, int64_t rows, int64_t count,
+                             real *restrict to, int64_t to_wide)
+{
+    for (int64_t y = 0; y < rows; y++)
+        EACH for (int64_t x = 0; x < count; x++) to[y * to_wide + x] = from[y * from_wide + x];
+}
+
 /* P = conv(u, weight). */
 static int convolution(const Window *w, int64_t first, int64_t last)
 {
@@ -1058,11 +1065,8 @@ static int convolution(const Window *w, int64_t first, int64_t last)
             flatten(w, flat, w->u + n * w->channels * w->height * w->width, from);
             correlate(from, weight, offset, taps, groups, flat.length, out);
             for (int64_t k = 0; k < w->filters; k++)
-                for (int64_t y = 0; y < w->out_height; y++) {
-                    real *restrict to = w->products + ((n * w->filters + k) * w->out_height + y) * w->out_width;
-                    const real *restrict row = out + k * flat.length + y * flat.wide;
-                    EACH for (int64_t x = 0; x < w->out_width; x++) to[x] = row[x];
-                }
+                copy_rows(out + k * flat.length, flat.wide, w->out_height, w->out_width,
+                          w->products + (n * w->filters + k) * w->out_height * w->out_width, w->out_width);
         }
     }
     free(from);
@@ -1105,11 +1109,8 @@ static int convolution_by_u(const Window *w, int64_t first, int64_t last)
                 }
         for (int64_t n = first; n < last; n++) {
             for (int64_t k = 0; k < w->filters; k++)
-                for (int64_t y = 0; y < w->out_height; y++) {
-                    const real *restrict g = w->g_products + ((n * w->filters + k) * w->out_height + y) * w->out_width;
-                    real *restrict to = from + (k * rows + back[0] + y) * wide + back[1];
-                    EACH for (int64_t x = 0; x < w->out_width; x++) to[x] = g[x];
-                }
+                copy_rows(w->g_products + (n * w->filters + k) * w->out_height * w->out_width, w->out_width,
+                          w->out_height, w->out_width, from + (k * rows + back[0]) * wide + back[1], wide);
             correlate(from, weight, offset, taps, groups, length, out);
             const int64_t left = (px + stride[1] - padding[1] % stride[1]) % stride[1];
             for (int64_t c = 0; c < w->channels; c++)
@@ -1150,12 +1151,9 @@ static int convolution_by_weight(const Window *w, int64_t first, int64_t last)
             for (int64_t n = 0; n < count; n++) {
                 flatten(w, flat, w->u + (start + n) * w->channels * w->height * w->width, from + n * flat.size);
                 for (int64_t k = 0; k < w->filters; k++)
-                    for (int64_t y = 0; y < w->out_height; y++) {
-                        const real *restrict g =
-                            w->g_products + (((start + n) * w->filters + k) * w->out_height + y) * w->out_width;
-                        real *restrict to = grad + (n * filters + k) * flat.length + y * flat.wide;
-                        EACH for (int64_t x = 0; x < w->out_width; x++) to[x] = g[x];
-                    }
+                    copy_rows(w->g_products + ((start + n) * w->filters + k) * w->out_height * w->out_width,
+                              w->out_width, w->out_height, w->out_width, grad + (n * filters + k) * flat.length,
+                              flat.wide);
             }
             correlate_weight(from, flat.size, grad, count, offset, taps, filters, flat.length, out);
             memcpy(w->g_weight + heap * w->filters * taps, out, (size_t)(w->filters * taps) * sizeof(real));

@@ -1,17 +1,22 @@
-"""lorentz.layer and lorentz.planes on a CPU as compiled loops: the same values and gradients, with less saved.
+"""lorentz.layer, planes and residual on a CPU as compiled loops: the same values and gradients, with less saved.
 
-`usable` says whether `layer` and `planes` may stand for lorentz's. The loops are in _native.c, compiled at first use by
-the system's C compiler into a cache folder. Environment: CC, the compiler; HYPIMG_CACHE, the folder; HYPIMG_NATIVE=0
-switches all of this off. Without a compiler everything takes the plain form.
+`usable` says whether the functions here may stand for lorentz's. The loops, convolutions among them, are in _native.c,
+compiled at first use by the system's C compiler into a cache folder. Environment: CC, the compiler; HYPIMG_CACHE, the
+folder; HYPIMG_NATIVE=0 switches all of this off. Without a compiler everything takes the plain form.
 
 Saved for the backward are the input, the products P of the convolution, the output of a ReLU (which is the next layer's
 input) and s², one number per pixel; what else it needs the backward computes again. All that is added up over a batch
 is added per image, or per heap of images of a fixed number, and in a fixed order: no result depends on the threads.
 [K] vectors are worked on here in float64. Source of the formulas and of what needs care: lorentz.py.
+
+Beside that every Python thread that calls holds scratch memory of either dtype until it ends: what its largest layer so
+far needed, 5 K + 9 numbers per pixel of that layer's result with a backward, K + 8 without. Pixels count in whole
+blocks, so for images of a few pixels it is more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -79,42 +84,60 @@ def _machine() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-def _compile(command: list[str], dtype: torch.dtype) -> Path:
-    """The shared library of `dtype`; it is compiled unless the cache has it."""
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _opened(library: Path) -> ctypes.CDLL:
+    """OSError for what is no library of ours."""
+    opened = ctypes.CDLL(str(library))
+    if not hasattr(opened, "forward_layer"):
+        raise OSError(f"{library} has no forward_layer")
+    return opened
+
+
+def _built(command: list[str], dtype: torch.dtype) -> ctypes.CDLL:
+    """The library of `dtype`, compiled unless the cache has it whole."""
     flags = FLAGS + (["-DSINGLE"] if dtype == torch.float32 else [])
     version = subprocess.run([*command, "--version"], capture_output=True, timeout=COMPILE_SECONDS).stdout
-    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, " ".join(command + flags).encode()]))
-    key.update(_machine().encode())
-    library = _cache() / f"{key.hexdigest()[:32]}.so"
-    if library.exists():
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(suffix=".tmp", dir=library.parent)
+    parts = [SOURCE.read_bytes(), version, " ".join(command + flags).encode(), _machine().encode()]
+    cache, key = _cache(), _hash(b"\0".join(parts))
+    cache.mkdir(parents=True, exist_ok=True)
+    for library in cache.glob(f"{key}-*.so"):
+        # the name has the hash of the content: to open a file that was cut short can end the process
+        if library.stem == f"{key}-{_hash(library.read_bytes())}":
+            with contextlib.suppress(OSError):
+                return _opened(library)
+        library.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(suffix=".tmp", dir=cache)
     os.close(handle)
+    unfinished = Path(name)
     try:
         for native in (["-march=native"], []):  # not every compiler knows it
-            call = [*command, *native, *flags, *LINK, str(SOURCE), "-o", unfinished, "-lm"]
+            call = [*command, *native, *flags, *LINK, str(SOURCE), "-o", name, "-lm"]
             done = subprocess.run(call, capture_output=True, timeout=COMPILE_SECONDS)
             if not done.returncode:
                 break
         else:
             raise OSError(f"{shlex.join(call)}: {done.stderr.decode(errors='replace')[:500]}")
-        os.replace(unfinished, library)  # whole or not at all, whoever else compiles
+        opened = _opened(unfinished)  # nothing that does not open enters the cache
+        os.replace(unfinished, cache / f"{key}-{_hash(unfinished.read_bytes())}.so")  # whole, whoever else compiles
+        return opened
     finally:
-        Path(unfinished).unlink(missing_ok=True)
-    return library
+        unfinished.unlink(missing_ok=True)
 
 
 @functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """None where there is no compiler or it fails."""
-    command = _compiler()
-    if command is None:
-        LOG.info("no C compiler: Poincaré layers on the CPU take their plain form")
-        return None
     try:
-        return ctypes.CDLL(str(_compile(command, dtype)))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home
+        command = _compiler()
+        if command is None:
+            LOG.info("no C compiler: Poincaré layers on the CPU take their plain form")
+            return None
+        return _built(command, dtype)
+    # RuntimeError: no home; ValueError: a CC that no shell could read
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         LOG.warning("the native layers were not compiled, the plain form is taken: %s", error)
         return None
 
@@ -453,27 +476,57 @@ def _check(run: _Run, **vectors: Tensor | None) -> None:
             raise ValueError(f"{name} is {tuple(vector.shape)}, not {(run.channels,)}")
 
 
-def _like(u: Tensor, tensor: Tensor | None) -> Tensor | None:
+def _like(u: Tensor, tensor: Tensor) -> Tensor:
     """In the dtype of u and contiguous."""
-    if tensor is None or (tensor.dtype == u.dtype and tensor.is_contiguous()):
+    if tensor.dtype == u.dtype and tensor.is_contiguous():
         return tensor
     return tensor.to(u.dtype).contiguous()
+
+
+class _Tensors(NamedTuple):
+    """What a layer's jobs point to, contiguous and of one dtype."""
+
+    u: Tensor
+    weight: Tensor  # times β's ratio
+    shift: Tensor
+    steepness: Tensor
+    skip: Tensor | None
+    products: Tensor
+    field: Tensor
+    tangents: Tensor
+
+
+def _start(
+    u: Tensor, p: lorentz.Planes, bias: Tensor | None, skip: Tensor | None, shape: _Shape
+) -> tuple[_Run, _Tensors]:
+    """The jobs of a forward and its tensors, which the caller keeps alive; the results among them are to be filled."""
+    run = _Run(u, p.weight.shape, shape)
+    _check(run, shift=p.shift, steepness=p.steepness, bias=bias, skip=skip)
+    u = u.contiguous()
+    held = _Tensors(
+        u,
+        _like(u, run.ratio * p.weight),
+        _like(u, p.shift),
+        _like(u, p.steepness),
+        None if skip is None else _like(u, skip),
+        u.new_empty(run.images, run.channels, *run.out),
+        u.new_empty(run.images, 1, *run.out),
+        u.new_empty(run.images, run.channels, *run.out),
+    )
+    run.point(run.window, u=u, weight=held.weight, products=held.products, field=held.field)
+    run.point(
+        run.job, products=held.products, field=held.field, shift=held.shift, steepness=held.steepness, skip=held.skip,
+        out=held.tangents,
+    )  # fmt: skip
+    run.scratch(points=run.channels, pixel=PIXEL_ROWS)
+    return run, held
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, weight, shift, steepness, gain, bias, c, skip, shape: _Shape):
         ctx.dtypes = [None if t is None else t.dtype for t in (weight, shift, steepness, skip)]
-        run = _Run(u, weight.shape, shape)
-        _check(run, shift=shift, steepness=steepness, bias=bias, skip=skip)
-        u, shift, steepness, skip = (_like(u, t) for t in (u, shift, steepness, skip))
-        scaled = _like(u, run.ratio * weight)
-        images, channels = run.images, run.channels
-        products, field = u.new_empty(images, channels, *run.out), u.new_empty(images, 1, *run.out)
-        tangents = torch.empty_like(products)
-        run.point(run.window, u=u, weight=scaled, products=products, field=field)
-        run.point(run.job, products=products, field=field, shift=shift, steepness=steepness, skip=skip, out=tangents)
-        run.scratch(points=channels, pixel=PIXEL_ROWS)
+        run, held = _start(u, lorentz.Planes(weight, shift, steepness), bias, skip, shape)
         mean = variance = newton = None
         if shape.normed:
             placed = _norm_forward(run, gain, bias, c)
@@ -487,9 +540,9 @@ class _Layer(torch.autograd.Function):
         else:
             run.each("forward_layer", 0, with_window=True)
         ctx.run = run
-        ctx.save_for_backward(u, scaled, shift, steepness, skip, products, field, tangents if shape.relu else None)
+        ctx.save_for_backward(*held[:-1], held.tangents if shape.relu else None)
         ctx.set_materialize_grads(False)
-        return tangents, mean, variance, newton
+        return held.tangents, mean, variance, newton
 
     @staticmethod
     @once_differentiable
@@ -521,6 +574,16 @@ class _Layer(torch.autograd.Function):
         return g_u, g_weight, g_shift, g_steepness, *of_norm, g_skip, None
 
 
+def _place(run: _Run, mean: np.ndarray, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and exp₀(√c β) into the job; the mean as the loops see it, √c β."""
+    beta = bias.detach().reshape(-1).numpy().astype(np.float64)
+    seen = run.vector("mean", mean)
+    point = run.vector("bias", _lift(float(beta @ beta), run.shape.limit)[0] * beta)
+    m, b = _excess(seen), _excess(point)
+    run.job.m, run.job.b, run.job.f = m, b, max(m + b + m * b - float(seen @ point), 0.0)
+    return seen, beta
+
+
 def _norm_forward(run: _Run, gain: Tensor, bias: Tensor, c: Tensor | float) -> _Placed:
     """From the convolution to the tangents of a layer with a norm; the job keeps mean, bias and gain."""
     job, count = run.job, run.images * run.pixels
@@ -529,11 +592,7 @@ def _norm_forward(run: _Run, gain: Tensor, bias: Tensor, c: Tensor | float) -> _
     known = _Mean(_midpoint(vector, time)[0], vector, time)
     if run.shape.frechet:
         known = run.frechet_mean(known, count)
-    beta = bias.detach().reshape(-1).numpy().astype(np.float64)
-    seen = run.vector("mean", known.mean)
-    point = run.vector("bias", _lift(float(beta @ beta), run.shape.limit)[0] * beta)
-    m, b = _excess(seen), _excess(point)
-    job.m, job.b, job.f = m, b, max(m + b + m * b - float(seen @ point), 0.0)
+    seen, beta = _place(run, known.mean, bias)
     c = float(c)
     spread = float(run.each("forward_spread", 1)[0]) / count / c
     job.gain = float(gain) / (spread + run.shape.eps)
@@ -578,6 +637,20 @@ def _norm_backward(ctx) -> tuple[Tensor, Tensor, Tensor | None]:
     )
 
 
+def _shape(
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    limit: float,
+    inverted: bool,
+    norm: lorentz.Norm | None,
+    relu: bool,
+) -> _Shape:
+    return _Shape(
+        (stride[0], stride[1]), (padding[0], padding[1]), limit, inverted, relu, norm is not None,
+        0.0 if norm is None else norm.eps, norm is not None and norm.frechet,
+    )  # fmt: skip
+
+
 def layer(
     u: Tensor,
     p: lorentz.Planes,
@@ -591,11 +664,40 @@ def layer(
 ) -> lorentz.Layer:
     """lorentz.layer, of tensors that are `usable`; differentiable once."""
     gain, bias, c = (None, None, None) if norm is None else (norm.gain, norm.bias, norm.c)
-    shape = _Shape(
-        (stride[0], stride[1]), (padding[0], padding[1]), limit, inverted, relu, norm is not None,
-        0.0 if norm is None else norm.eps, norm is not None and norm.frechet,
-    )  # fmt: skip
+    shape = _shape(stride, padding, limit, inverted, norm, relu)
     return lorentz.Layer(*_Layer.apply(u, p.weight, p.shift, p.steepness, gain, bias, c, skip, shape))
+
+
+def stored_layer(
+    u: Tensor,
+    p: lorentz.Planes,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    limit: float,
+    inverted: bool,
+    norm: lorentz.Norm,
+    mean: Tensor,
+    variance: Tensor,
+    skip: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """The tangents of `layer` with a mean [1, K, 1, 1] and a variance [] in place of the batch's; see lorentz.moved.
+
+    Without a gradient: ValueError where one would be wanted.
+    """
+    tensors = (u, *p, norm.gain, norm.bias, mean, variance, skip)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        raise ValueError("stored_layer has no backward; call it under torch.no_grad()")
+    run, held = _start(u, p, norm.bias, skip, _shape(stride, padding, limit, inverted, norm, relu))
+    at = mean.detach().reshape(-1)
+    if at.shape != (run.channels,):
+        raise ValueError(f"mean is {tuple(mean.shape)}, not {(1, run.channels, 1, 1)}")
+    _place(run, at.numpy(), norm.bias)
+    run.job.gain = float(norm.gain) / (float(variance) + norm.eps)
+    run.each("forward_layer", run.channels + 1, with_window=True)
+    run.each("forward_spread", 1)  # for what it keeps of each pixel
+    run.each("forward_moved")
+    return held.tangents
 
 
 # ---- Möbius sum of rows

@@ -272,7 +272,7 @@ def _newton(w: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         radial = torch.where(square.reshape(1, -1) > _SINGULAR, radial, -1 / 3)
         hessian = (radial * flat) @ flat.T / flat.shape[1]
         hessian.diagonal().add_(along.mean())
-    step = torch.linalg.solve(hessian.double(), force.double())
+    step = torch.linalg.solve_ex(hessian.double(), force.double())[0]  # `solve` would wait for a GPU
     length = step.square().sum()
     away = (sinhc(length.clamp(max=ALMOST_ONE)) * step).to(w.dtype).view(1, -1, 1, 1)
     return mobius_sum(mean, away), safe_sqrt(length).to(w.dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -173,7 +175,7 @@ class PoincareBall(Space):
         if not _is_positive(c):
             raise UserError("c", c, "must be a finite number > 0; for c = 0 use space=euclidean")
         if not (_is_positive(margin) and margin < 1):
-            raise UserError("margin", margin, "must be > 0 and < 1; HIE uses 1e-3")
+            raise UserError("margin", margin, "must be > 0 and < 1; 1e-3 in HIE, 1e-5 in the layers of Poincaré ResNet")
         if clip_features is not None and not _is_positive(clip_features):
             raise UserError("clip_features", clip_features, "must be a finite number > 0, or null for no clipping")
         self.start_c = float(c)
@@ -182,15 +184,35 @@ class PoincareBall(Space):
         self.rescale_gradient = rescale_gradient
         self.register_buffer("_c", torch.tensor(self.start_c, dtype=torch.float32), persistent=False)
         self.log_ratio = nn.Parameter(torch.zeros(())) if learn_c else None
+        self._held: tuple[Tensor, Tensor] | None = None
 
     @property
     def curvature(self) -> float | Tensor:
         """c as the formulas take it: the float of the configuration, or a 0-dim tensor with a gradient if learnable."""
         if self.log_ratio is None:
             return self.start_c
+        if self._held is not None:
+            return self._held[0]
         # float32 at least: half precision would round c itself
         log_ratio = self.log_ratio.to(torch.promote_types(self.log_ratio.dtype, torch.float32))
         return self.start_c * _Hold.apply(log_ratio, math.log(LARGEST_CHANGE_OF_C)).exp()
+
+    @property
+    def root_curvature(self) -> float | Tensor:
+        """√c, like `curvature`."""
+        return self.curvature**0.5 if self._held is None else self._held[1]
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it a learnable c is computed once: for one forward pass of a network whose layers share the ball."""
+        outer = self._held
+        c = self.curvature
+        if isinstance(c, Tensor) and outer is None:
+            self._held = c, c**0.5
+        try:
+            yield
+        finally:
+            self._held = outer
 
     @property
     def c(self) -> Tensor:

@@ -21,7 +21,7 @@ from hypimg.training.metrics import added, averages
 from hypimg.training.parameters import parameter_groups
 from hypimg.training.preemption import StopRequest
 from hypimg.training.seeding import derive_seed, generator
-from hypimg.training.statistics import store_statistics
+from hypimg.training.statistics import norm_metrics, store_statistics
 
 # On a GPU, looking at the loss waits for the device; on a CPU it is free and done at every step.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
@@ -102,7 +102,7 @@ class Trainer:
             if progress:
                 progress.close()
         if loop.leads:
-            store_statistics(model, train, objective.batch_size, self.seed, checkpoints, self.select)
+            store_statistics(model, train, objective.batch_size, self.seed, checkpoints, self.select, stop)
         return loop.best
 
 
@@ -225,6 +225,7 @@ class _Loop:
         if self.val is not None and self.leads and due:
             row |= averages("val", self.validate(self.val))
         row["c"] = float(self.model.space.c.detach())  # moves where it is learned
+        row |= norm_metrics(self.model)
         self.scheduler.step()
         self.closed, self.sums = self.closed + 1, {}
         now = time.monotonic()

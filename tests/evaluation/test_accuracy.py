@@ -48,6 +48,20 @@ def test_log_softmax_agrees_with_torch_and_survives_huge_logits():
     np.testing.assert_allclose(log_softmax(logits), expected, rtol=1e-14, atol=1e-14)
 
 
+def test_images_come_shuffled_and_their_logits_in_the_datas_order():
+    order = []
+
+    class Recorder(FixedPredictor):
+        def embed_all(self, store: object, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            order.extend(indices.tolist())
+            return super().embed_all(store, indices)
+
+    metrics, arrays = Accuracy(shuffle_seed=0)([Recorder(LOGITS)], DATA)
+    assert sorted(order) == [0, 1, 2, 3] != order
+    assert metrics["accuracy"] == 0.75
+    np.testing.assert_array_equal(arrays["logits"], LOGITS)
+
+
 def test_evaluator_reports_both_numbers_and_keeps_the_logits():
     metrics, arrays = Accuracy()([FixedPredictor(LOGITS)], DATA)
     assert metrics == {"accuracy": 0.75, "nll": negative_log_likelihood(LOGITS, LABELS)}
@@ -62,7 +76,13 @@ def test_several_predictors_vote_by_mean_logit():
 
 
 @pytest.mark.parametrize(
-    ("options", "wrong"), [({"batch_size": 0}, "batch_size=0"), ({"statistics": "x"}, "statistics=x")]
+    ("options", "wrong"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 2.5}, r"batch_size=2\.5"),
+        ({"statistics": "x"}, "statistics=x"),
+        ({"shuffle_seed": -1}, "shuffle_seed=-1"),
+    ],
 )
 def test_options_out_of_range_are_named(options: dict, wrong: str):
     with pytest.raises(UserError, match=wrong):

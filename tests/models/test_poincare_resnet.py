@@ -24,12 +24,6 @@ def plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYPIMG_NATIVE", "0")
 
 
-@pytest.fixture(params=["plain", "native"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both forms of the layers; where there is no compiler, native is plain."""
-    monkeypatch.setenv("HYPIMG_NATIVE", "0" if request.param == "plain" else "1")
-
-
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "nn"))

@@ -37,12 +37,6 @@ def plain_form(monkeypatch):
     monkeypatch.setenv("HYPIMG_NATIVE", "0")
 
 
-@pytest.fixture(params=["plain", "native"])
-def form(request, monkeypatch):
-    """Both forms of the layers; where there is no compiler, native is plain."""
-    monkeypatch.setenv("HYPIMG_NATIVE", "0" if request.param == "plain" else "1")
-
-
 class Peer:
     """HypLL's manifold of the curvature of one of our balls, through which its gradient flows."""
 

@@ -11,7 +11,9 @@ import torch
 
 from hypimg.nn import _native, lorentz
 
-pytestmark = pytest.mark.skipif(not _native.usable(torch.ones(1)), reason="no C compiler")
+pytestmark = pytest.mark.skipif(
+    not _native.usable(torch.ones(1)), reason="no C compiler that works, or HYPIMG_NATIVE=0"
+)
 
 LIMIT = lorentz.longest_tangent(4e-3)
 NORMS = [None, "midpoint", "frechet"]
@@ -148,6 +150,65 @@ def test_float32_is_as_good_as_the_plain_form(norm, scale):
         assert native < 2 * plain + (5e-5 if name in ("grad gain", "grad c") else 5e-6), name
 
 
+def of_stored(given, mean, variance, native, stride=1, inverted=False, skip=False, relu=False):
+    """Tangents of a layer with stored statistics, natively or by the plain form's steps."""
+    p = lorentz.Planes(given["weight"], given["shift"], given["steepness"])
+    norm = lorentz.Norm(given["gain"], given["bias"], given["c"], 1e-6, False)
+    padding = given["weight"].shape[-1] // 2
+    window = ((stride, stride), (padding, padding), LIMIT, inverted)
+    v = given["skip"] if skip else None
+    if native:
+        return _native.stored_layer(given["u"], p, *window, norm, mean, variance, v, relu)
+    w, _ = lorentz.moved(lorentz.convolution(given["u"], p, *window), mean, variance, norm, LIMIT)
+    tangents = lorentz.tangents_of(w if v is None else lorentz.mobius_sum(w, lorentz.points_of(v, LIMIT)))
+    return tangents.relu() if relu else tangents
+
+
+def stored_statistics(given, **how):
+    """Of another batch."""
+    other = run(lorentz.layer, given | {"u": 1.3 * given["u"].flip(2)}, norm="midpoint", **how)
+    return other["mean"], other["variance"]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 2)])
+def test_stored_statistics(kernel, stride):
+    given = draw(kernel=kernel, stride=stride)
+    stored = stored_statistics(given, stride=stride)
+    for skip, relu, inverted in itertools.product((False, True), repeat=3):
+        how = {"stride": stride, "skip": skip, "relu": relu, "inverted": inverted}
+        assert gap(of_stored(given, *stored, True, **how), of_stored(given, *stored, False, **how)) < 1e-12
+
+
+def test_stored_statistics_of_the_batch_itself():
+    given = draw()
+    own = run(_native.layer, given, norm="midpoint", skip=True)
+    assert gap(of_stored(given, own["mean"], own["variance"], True, skip=True), own["tangents"]) < 1e-14
+
+
+def test_stored_statistics_in_float32():
+    errors = {False: [], True: []}
+    for seed in range(10):
+        given = draw(seed, images=4, channels=8, filters=8, size=(8, 8), scale=3.0)
+        stored = [tensor.float() for tensor in stored_statistics(given)]
+        exact = of_stored(given, *(tensor.double() for tensor in stored), False, skip=True, relu=True)
+        single = {name: tensor.float() for name, tensor in given.items()}
+        for native in errors:
+            errors[native].append(gap(of_stored(single, *stored, native, skip=True, relu=True), exact))
+    assert statistics.median(errors[True]) < 2 * statistics.median(errors[False]) + 1e-6
+
+
+def test_stored_statistics_know_no_gradient():
+    given = draw()
+    stored = stored_statistics(given)
+    given["bias"].requires_grad_()
+    with pytest.raises(ValueError, match="no backward"):
+        of_stored(given, *stored, True)
+    with torch.no_grad():
+        assert not of_stored(given, *stored, True).requires_grad
+        with pytest.raises(ValueError, match="mean"):
+            of_stored(given, stored[0][:, :-1], stored[1], True)
+
+
 @pytest.mark.parametrize("norm", ["midpoint", "frechet"])
 def test_finite_differences(norm):
     """Of the loops alone, whatever the plain form says."""
@@ -169,6 +230,93 @@ def test_finite_differences(norm):
 
     tensors = [given[name].requires_grad_() for name in names]
     assert torch.autograd.gradcheck(of, tensors, fast_mode=True, atol=1e-6)
+
+
+# --- Möbius sum of rows
+
+
+def rows(seed=0, shape=(3, 5, 9, 7), scale=0.5, dtype=torch.float64):
+    """Branch, skip and the gradient in their sum."""
+    make = torch.Generator().manual_seed(seed)
+    branch, skip, grad = (torch.randn(shape, generator=make).to(dtype) for _ in range(3))
+    return scale * branch, scale * skip, grad
+
+
+def of_rows(residual, branch, skip, grad, limit=LIMIT):
+    """Sum and both gradients."""
+    branch, skip = (t.clone().requires_grad_() for t in (branch, skip))
+    made = residual(branch, skip, limit)
+    made.backward(grad)
+    return [made.detach(), branch.grad, skip.grad]
+
+
+def plainly(branch, skip, limit):
+    return lorentz.residual(branch, skip, limit, dim=3)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 9, 7), (1, 1, 1, 2), (1, 2, 3, 33), (2, 3, 87, 16)], ids=str)
+@pytest.mark.parametrize(("scale", "limit"), [(0.5, LIMIT), (0.01, LIMIT), (0.5, 0.8), (4.0, LIMIT), (9.0, 14.0)])
+def test_row_residual(shape, scale, limit):
+    """Short and middling rows; cut ones, some or nearly all; far ones."""
+    given = rows(shape=shape, scale=scale)
+    for native, plain in zip(
+        of_rows(_native.row_residual, *given, limit), of_rows(plainly, *given, limit), strict=True
+    ):
+        assert gap(native, plain) < 1e-12
+
+
+def test_row_residual_of_zeros_and_opposites():
+    branch, skip, grad = rows()
+    for a, b in ((0 * branch, skip), (branch, 0 * skip), (0 * branch, 0 * skip)):
+        plain, native = (of_rows(residual, a, b, grad) for residual in (plainly, _native.row_residual))
+        torch.testing.assert_close(native, plain, rtol=1e-12, atol=1e-14)
+    for dtype in (torch.float32, torch.float64):
+        given = [t.to(dtype) for t in (branch, -branch, grad)]
+        assert all(t.isfinite().all() for t in of_rows(_native.row_residual, *given))
+        assert _native.row_residual(given[0], given[1], LIMIT).abs().max() < 1e-3
+
+
+def test_row_residual_on_a_line_is_the_sum():
+    branch, skip, _ = rows(shape=(2, 3, 50, 1))
+    assert gap(_native.row_residual(branch, skip, 10.0), branch + skip) < 1e-14
+
+
+def test_row_residual_in_strided_memory():
+    branch, skip, grad = rows()
+    expected = of_rows(_native.row_residual, branch, skip, grad)
+    strided = [t.to(memory_format=torch.channels_last) for t in (branch, skip, grad)]
+    assert all(torch.equal(a, b) for a, b in zip(of_rows(_native.row_residual, *strided), expected, strict=True))
+    with pytest.raises(ValueError, match="branch and skip"):
+        _native.row_residual(branch, skip[..., :-1], LIMIT)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+def test_row_residual_in_float32_is_as_good_as_the_plain_form(scale):
+    errors = {residual: [] for residual in (plainly, _native.row_residual)}
+    for seed in range(10):
+        given = rows(seed, scale=scale)
+        exact = of_rows(plainly, *given)
+        for residual, of in errors.items():
+            got = of_rows(residual, *(t.float() for t in given))
+            assert all(t.dtype == torch.float32 for t in got)
+            of.append([gap(a, b) for a, b in zip(got, exact, strict=True)])
+    for k in range(3):
+        plain, native = (statistics.median(each[k] for each in of) for of in errors.values())
+        assert native < 2 * plain + 1e-6
+
+
+def test_row_residual_does_not_depend_on_the_threads(monkeypatch):
+    monkeypatch.setattr(_native, "WORTH_A_THREAD", 1)
+    given = rows(shape=(5, 8, 32, 12), dtype=torch.float32)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            results.append(of_rows(_native.row_residual, *given))
+        finally:
+            torch.set_num_threads(1)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
 # --- edges
@@ -309,10 +457,12 @@ def test_no_compiler(fresh, monkeypatch, caplog):
     assert len(caplog.records) == 1
 
 
-def test_a_compiler_that_fails(fresh, monkeypatch, caplog):
-    monkeypatch.setenv("CC", "false")
+@pytest.mark.parametrize("compiler", ["false", "true", '"'])
+def test_a_compiler_that_fails(compiler, fresh, monkeypatch, caplog):
+    """By its exit code, by leaving an empty file, by a name with an open quote."""
+    monkeypatch.setenv("CC", compiler)
     assert not _native.usable(torch.ones(1)) and not _native.usable(torch.ones(1))
-    assert len(caplog.records) == 1 and not list(fresh.iterdir())
+    assert len(caplog.records) == 1 and not (fresh.exists() and list(fresh.iterdir()))
 
 
 def test_a_cache_that_cannot_be_written(fresh, caplog):
@@ -321,11 +471,31 @@ def test_a_cache_that_cannot_be_written(fresh, caplog):
     assert len(caplog.records) == 1
 
 
-def test_compiled_once(fresh, monkeypatch):
-    monkeypatch.setattr(_native, "FLAGS", ["-O0", "-std=gnu11"])  # a second rather than five
+@pytest.fixture
+def hasty(monkeypatch):
+    """Compiled in a second rather than five."""
+    monkeypatch.setattr(_native, "FLAGS", ["-O0", "-std=gnu11"])
+
+
+def test_compiled_once(fresh, hasty):
     given = draw()
     assert worst(given, norm="midpoint", skip=True) < (1e-11, "")
     (library,) = fresh.iterdir()  # and nothing unfinished
     before = library.stat().st_mtime_ns
     _native._library.cache_clear()
     assert _native.usable(given["u"]) and library.stat().st_mtime_ns == before
+
+
+def test_a_damaged_library_is_compiled_again(fresh, hasty, monkeypatch, tmp_path):
+    """Cut in the middle, which would end the process if it were opened; and whole, but not ours."""
+    assert _native.usable(torch.ones(1))
+    (library,) = fresh.iterdir()
+    content = library.read_bytes()
+    key = library.stem.split("-")[0]
+    for name, damaged in ((library.name, content[: len(content) // 2]), (f"{key}-{_native._hash(b'?')}.so", b"?")):
+        library.unlink()
+        (fresh / name).write_bytes(damaged)
+        _native._library.cache_clear()
+        assert worst(draw(dtype=torch.float32), norm="midpoint") < (1e-3, "")
+        (library,) = fresh.iterdir()
+        assert library.stem == f"{key}-{_native._hash(library.read_bytes())}"

@@ -18,8 +18,11 @@ from torch import nn
 
 from hypimg.errors import UserError
 from hypimg.geometry import means, poincare
+from hypimg.models.backbones.poincare_resnet import PoincareResNet
 from hypimg.nn import (
+    AngularBall,
     Euclidean,
+    HIEBall,
     MobiusResidual,
     PoincareAvgPool2d,
     PoincareBall,
@@ -29,6 +32,8 @@ from hypimg.nn import (
     TangentReLU,
 )
 from hypimg.nn.poincare import freeze, fused, norms_with
+from hypimg.training.diagnosis import first_non_finite
+from hypimg.training.statistics import norm_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MARGIN = 1e-5  # the official code's in float64
@@ -39,12 +44,6 @@ seeds = st.integers(0, 2**20)
 def plain_form(monkeypatch):
     """The layers as torch operations, which most of these tests are about."""
     monkeypatch.setenv("HYPIMG_NATIVE", "0")
-
-
-@pytest.fixture(params=["plain", "native"])
-def form(request, monkeypatch):
-    """Both forms of the layers; where there is no compiler, native is plain."""
-    monkeypatch.setenv("HYPIMG_NATIVE", "0" if request.param == "plain" else "1")
 
 
 def ball(c=0.3, learn_c=False, margin=MARGIN):
@@ -637,7 +636,7 @@ def test_the_length_of_the_last_newton_step_is_kept(spread, d):
         (lambda: PoincareAvgPool2d(ball(), mean="tangents"), "pooling=tangents: unknown; did you mean tangent"),
         (lambda: PoincareLinear(3, 4, PoincareBall(0.0)), r"c=0.0: must be a finite number > 0"),
         (lambda: PoincareConv2d(3, 4, 3, PoincareBall(-1.0)), r"c=-1.0: must be a finite number > 0"),
-        (lambda: PoincareConv2d(3, 4, 3, Euclidean()), "space=Euclidean: a Poincaré layer needs a Poincaré ball"),
+        (lambda: PoincareConv2d(3, 4, 3, Euclidean()), "space=Euclidean: a Poincaré layer needs a PoincareBall"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(call, line):
@@ -663,3 +662,74 @@ def test_values_and_gradients_stay_finite(form, mean, c, size, constant):
     assert y.isfinite().all() and x.grad.isfinite().all()
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
+
+
+def test_hooks_see_each_layer_of_a_fused_network_and_change_nothing() -> None:
+    network = PoincareResNet((3, 8, 8), ball(0.1), depth=8, widths=(2, 3, 4)).double()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    expected, seen = network(images), []
+    for name, module in network.named_modules():
+        if isinstance(module, PoincareConv2d | PoincareBatchNorm2d):
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    torch.testing.assert_close(network(images), expected)
+    assert seen[:4] == ["conv", "norm", "blocks.0.conv1", "blocks.0.norm1"] and "blocks.2.shortcut" in seen
+
+
+def test_the_diagnosis_names_the_norm_whose_gain_became_negative() -> None:
+    network = PoincareResNet((3, 8, 8), ball(0.1), depth=8, widths=(2, 3, 4))
+    with torch.no_grad():
+        network.blocks[1].norm1.weight.fill_(-1)
+    images = torch.randn(2, 3, 8, 8)
+    assert first_non_finite(network, images) == "the output of layer blocks.1.norm1 (PoincareBatchNorm2d)"
+
+
+def test_a_held_curvature_is_computed_once_and_has_the_same_gradient(monkeypatch) -> None:
+    space = ball(0.3, learn_c=True)
+    layers = [PoincareLinear(3, 3, space), PoincareLinear(3, 3, space)]
+    u = torch.randn(4, 3)
+
+    def gradient() -> torch.Tensor:
+        loss = layers[1](layers[0](u)).square().sum()
+        return torch.autograd.grad(loss, space.log_ratio)[0]
+
+    expected = gradient()
+    with space.held(), space.held():
+        torch.testing.assert_close(gradient(), expected)
+        assert space.curvature is space.curvature
+    assert space.curvature is not space.curvature
+
+
+@pytest.mark.parametrize("kind", [HIEBall, AngularBall])
+def test_layers_take_the_plain_ball_alone(kind) -> None:
+    with pytest.raises(UserError, match=f"space={kind.__name__}: a Poincaré layer needs a PoincareBall"):
+        PoincareLinear(3, 4, kind(0.1))
+
+
+def test_sizes_that_are_no_counts_are_named() -> None:
+    for build, wrong in (
+        (lambda: PoincareConv2d(0, 4, 3, ball()), "in_channels=0"),
+        (lambda: PoincareConv2d(3, -4, 3, ball()), "out_channels=-4"),
+        (lambda: PoincareConv2d(3, 4, 2.5, ball()), r"kernel_size=2\.5"),
+        (lambda: PoincareConv2d(3, 4, (3, 1.0), ball()), "kernel_size"),
+        (lambda: PoincareLinear(3, 2.5, ball()), r"out_features=2\.5"),
+        (lambda: PoincareBatchNorm2d(4, ball(), eps=-1.0), r"eps=-1\.0"),
+        (lambda: PoincareResNet((3, 8, 8), ball(), widths=(2, 2, 2.5)), "widths"),
+        (lambda: setattr(PoincareBatchNorm2d(4, ball()), "statistics", "frozn"), "did you mean frozen"),
+    ):
+        with pytest.raises(UserError, match=wrong):
+            build()
+
+
+def test_a_skip_of_another_shape_is_refused_in_both_forms(form) -> None:
+    conv = PoincareConv2d(3, 4, 3, ball(), padding=1)
+    with pytest.raises(UserError, match="branch and skip"):
+        fused(torch.randn(2, 3, 8, 8), conv, PoincareBatchNorm2d(4, ball()), torch.randn(2, 4, 1, 1))
+
+
+def test_the_step_of_newton_is_noted_in_place_for_the_log() -> None:
+    norm = PoincareBatchNorm2d(4, ball(), mean="frechet")
+    buffer = norm.newton
+    with torch.inference_mode():
+        norm(torch.randn(3, 4, 5, 5))
+    assert norm.newton is buffer and 0 < norm_metrics(norm)["newton"] < 1e-3
+    assert norm_metrics(PoincareBatchNorm2d(4, ball())) == {}

@@ -13,6 +13,7 @@ from hypimg import config, launch, run
 from hypimg.data.resident import resident
 from hypimg.nn import lorentz
 from hypimg.nn.poincare import PoincareBatchNorm2d, norms_with
+from hypimg.training.preemption import StopRequest
 from hypimg.training.seeding import generator
 from hypimg.training.statistics import store_statistics
 
@@ -82,9 +83,9 @@ def test_storing_again_changes_nothing_and_a_euclidean_model_is_left_alone(train
     train = resident(dataset, data.store, dataset.indices(data.store, "train"), "cpu")
     checkpoints = run.checkpoints_of(trained, cfg, data.identity["digest"])
     before = checkpoints.path("last").read_bytes()
-    store_statistics(run.build_model(cfg, dataset), train, 100, 0, checkpoints, "last")
+    store_statistics(run.build_model(cfg, dataset), train, 100, 0, checkpoints, "last", StopRequest())
     assert checkpoints.path("last").read_bytes() == before
-    store_statistics(torch.nn.Linear(2, 2), train, 100, 0, checkpoints, "missing")
+    store_statistics(torch.nn.Linear(2, 2), train, 100, 0, checkpoints, "missing", StopRequest())
 
 
 def test_statistics_come_back_after_a_while_with_others() -> None:

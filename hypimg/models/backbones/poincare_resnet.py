@@ -55,8 +55,9 @@ class PoincareResNet(nn.Module):
         self.out_features = widths[-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        u = fused(self.conv.scaled(images.contiguous()), self.conv, self.norm, relu=self.relu)
-        return self.pool(self.pool.unscaled(self.blocks(u))).flatten(1)
+        with self.pool.ball.held():
+            u = fused(self.conv.scaled(images.contiguous()), self.conv, self.norm, relu=self.relu)
+            return self.pool(self.pool.unscaled(self.blocks(u))).flatten(1)
 
 
 class _Block(nn.Module):
@@ -93,7 +94,7 @@ def blocks_of(depth: int, widths: Sequence[int], image_shape: Sequence[int]) -> 
     """(channels in, channels out, stride) of each block of a ResNet for small images of this depth."""
     if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
         raise UserError("backbone.depth", depth, "must be 6 b + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, …")
-    if len(widths) != 3 or min(widths) < 1:
+    if len(widths) != 3 or not all(isinstance(width, int) and width >= 1 for width in widths):
         raise UserError("backbone.widths", list(widths), "must be three whole numbers ≥ 1, such as [4, 8, 16]")
     if min(image_shape[1:]) < 4:
         pixels = f"{image_shape[1]}×{image_shape[2]}"
@@ -129,7 +130,7 @@ class PoincareConvNet(nn.Module):
         inverted_lambda: bool = False,
     ):
         super().__init__()
-        if not widths or min(widths) < 1:
+        if not widths or not all(isinstance(width, int) and width >= 1 for width in widths):
             raise UserError("backbone.widths", list(widths), "must be whole numbers ≥ 1, one for each convolution")
         layers, before = [], image_shape[0]
         for position, width in enumerate(widths):
@@ -142,7 +143,8 @@ class PoincareConvNet(nn.Module):
         self.out_features = before
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.pool(self.pool.unscaled(self.layers(self.pool.scaled(images.contiguous())))).flatten(1)
+        with self.pool.ball.held():
+            return self.pool(self.pool.unscaled(self.layers(self.pool.scaled(images.contiguous())))).flatten(1)
 
 
 class _Layer(nn.Module):
