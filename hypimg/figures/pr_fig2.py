@@ -15,6 +15,7 @@ PANELS = {
     "ConvNet-7": "(c) 7 layers",
     "ConvNet-7 official": "7 layers, official",
     "ResNet-20": "ours: ResNet-20",
+    "ResNet-20 official": "ours: ResNet-20, official",
 }
 ARMS = {
     "hnnpp": "HNN++",

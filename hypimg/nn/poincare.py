@@ -308,6 +308,8 @@ class PoincareBatchNorm2d(_OfTheBall):
 
     def stored(self) -> tuple[Tensor, Tensor]:
         """Mean point [1, C, 1, 1] and variance [] of the stored statistics."""
+        if self.statistics == "frozen" and not self._has_stored:
+            raise UserError("statistics", "frozen", "none were stored; train with statistics=running, or load some")
         mean, variance = _in_full_precision(self.running_mean), _in_full_precision(self.running_variance)
         excess = self.running_excess.double()
         length = (1 + excess * (2 + excess) - mean.double().square().sum()).clamp(min=1e-30).sqrt()
@@ -339,8 +341,6 @@ class PoincareBatchNorm2d(_OfTheBall):
         """The same for points in Lorentz coordinates, see `lorentz`."""
         norm = self.spec()
         if not self.by_batch:
-            if self.statistics == "frozen" and not self._has_stored:
-                raise UserError("statistics", "frozen", "none were stored; train with statistics=running, or load some")
             return lorentz.moved(points, *self.stored(), norm, self.limit)[0]
         if norm.frechet:
             mean, newton = lorentz.frechet_mean(points)
@@ -413,6 +413,8 @@ def _fused(
                 assert made.mean is not None and made.variance is not None and made.newton is not None
                 norm.observe(made.mean, made.variance, made.newton)
             return made.tangents
+        if not torch.is_grad_enabled() and _native.usable(u):
+            return _native.stored_layer(u, *window, norm.spec(), *norm.stored(), skip, relu)
         points = norm.of_points(lorentz.convolution(u, *window))
         if skip is not None:
             points = lorentz.mobius_sum(points, lorentz.points_of(skip, conv.limit))

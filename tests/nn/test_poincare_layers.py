@@ -733,3 +733,13 @@ def test_the_step_of_newton_is_noted_in_place_for_the_log() -> None:
         norm(torch.randn(3, 4, 5, 5))
     assert norm.newton is buffer and 0 < norm_metrics(norm)["newton"] < 1e-3
     assert norm_metrics(PoincareBatchNorm2d(4, ball())) == {}
+
+
+def test_stored_statistics_give_the_same_in_both_forms(form, monkeypatch) -> None:
+    network = PoincareResNet((3, 8, 8), ball(0.1), depth=8, widths=(2, 3, 4), statistics="running").double()
+    network(torch.randn(6, 3, 8, 8, dtype=torch.float64))
+    network.eval()
+    image = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        without = network(image)
+    torch.testing.assert_close(without, network(image).detach(), rtol=1e-11, atol=1e-12)
