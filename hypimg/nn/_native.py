@@ -326,6 +326,22 @@ def _newton_backward(known: _Mean, grad: np.ndarray) -> np.ndarray:
 # ---- hyperplanes
 
 
+class _Kind(NamedTuple):
+    """What a gradient has to be like."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def _kind(value: Tensor | float) -> _Kind:
+    """Of a float, which has no gradient, anything."""
+    return _Kind(value.shape, value.dtype) if isinstance(value, Tensor) else _Kind(torch.Size(), torch.float64)
+
+
+def _number(value: float, kind: _Kind) -> Tensor:
+    return torch.full(kind.shape, value, dtype=kind.dtype)
+
+
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -342,7 +358,7 @@ class _Planes(torch.autograd.Function):
         )  # fmt: skip
         _loaded(z.dtype).planes(ctypes.byref(job))
         ctx.save_for_backward(z, r)
-        ctx.c = c if isinstance(c, Tensor) else None
+        ctx.kind = _kind(c)
         return weight, shift, steepness
 
     @staticmethod
@@ -351,14 +367,14 @@ class _Planes(torch.autograd.Function):
         z, r = ctx.saved_tensors
         g_weight, g_shift, g_steepness = (grad.contiguous() for grad in grads)
         g_z, g_r = torch.empty_like(z), None if r is None else torch.empty_like(r)
-        g_c = z.new_empty((), dtype=torch.float64)
+        g_c = ctypes.c_double()
         job = _PlanesJob(
             count=len(z), size=z[0].numel(), root=ctx.root, z=z.data_ptr(), r=_address(r),
             g_weight=g_weight.data_ptr(), g_shift=g_shift.data_ptr(), g_steepness=g_steepness.data_ptr(),
-            g_z=g_z.data_ptr(), g_r=_address(g_r), g_c=g_c.data_ptr(),
+            g_z=g_z.data_ptr(), g_r=_address(g_r), g_c=ctypes.addressof(g_c),
         )  # fmt: skip
         _loaded(z.dtype).planes_backward(ctypes.byref(job))
-        return g_z, g_r, g_c.to(ctx.c.dtype).view(ctx.c.shape) if ctx.needs_input_grad[2] else None
+        return g_z, g_r, _number(g_c.value, ctx.kind) if ctx.needs_input_grad[2] else None
 
 
 def planes(z: Tensor, r: Tensor | None, c: Tensor | float) -> lorentz.Planes:
@@ -531,7 +547,7 @@ class _Layer(torch.autograd.Function):
         if shape.normed:
             placed = _norm_forward(run, gain, bias, c)
             ctx.placed = placed
-            ctx.like = [t.new_empty(t.shape) if isinstance(t, Tensor) else None for t in (gain, bias, c)]
+            ctx.kinds = [_kind(t) for t in (gain, bias, c)]
             known = placed.known
             mean = torch.from_numpy(known.mean).to(u.dtype).view(1, -1, 1, 1)
             variance = u.new_tensor(placed.spread)
@@ -602,7 +618,7 @@ def _norm_forward(run: _Run, gain: Tensor, bias: Tensor, c: Tensor | float) -> _
 
 def _norm_backward(ctx) -> tuple[Tensor, Tensor, Tensor | None]:
     """The loops up to the gradient in mean and variance, which the job then holds; the gradients in γ, β and c."""
-    run, (known, beta, spread, c), (gain, bias, curvature) = ctx.run, ctx.placed, ctx.like
+    run, (known, beta, spread, c), (gain, bias, curvature) = ctx.run, ctx.placed, ctx.kinds
     job, channels, count, eps = run.job, run.channels, run.images * run.pixels, run.shape.eps
     seen, point = known.mean, run.vectors["bias"].astype(np.float64)
     sums = run.each("backward_moved", 3 * channels + 5)
@@ -631,9 +647,9 @@ def _norm_backward(ctx) -> tuple[Tensor, Tensor, Tensor | None]:
         run.vector("g_mean", g_vector / count)
         job.g_time = g_time / count
     return (
-        gain.new_tensor(g_ratio / (spread + eps)).view(gain.shape),
-        torch.from_numpy(g_beta).to(bias.dtype).view(bias.shape),
-        curvature.new_tensor(-g_spread * spread / c).view(curvature.shape) if ctx.needs_input_grad[6] else None,
+        _number(g_ratio / (spread + eps), gain),
+        torch.from_numpy(g_beta).to(bias.dtype),
+        _number(-g_spread * spread / c, curvature) if ctx.needs_input_grad[6] else None,
     )
 
 
